@@ -1,0 +1,1 @@
+"""Judges of images, and how several judges become one reward."""

@@ -1,0 +1,1 @@
+"""Rewards to a loss: selection, advantages, credit, objectives, anchors."""

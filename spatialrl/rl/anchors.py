@@ -1,0 +1,73 @@
+"""What holds the policy near its reference: one non-negative number per image.
+
+`new` and `reference` are the same transition under the trained and the frozen
+policy. Squares are averaged over positions and channels, like the log-probs.
+"""
+
+import jax.numpy as jnp
+
+
+def _mean_square(a, b):
+  """Returns f32[B], the mean of (a - b)^2 over all axes but the first."""
+  return jnp.mean(jnp.square(a - b), axis=(1, 2, 3))
+
+
+def none(new, reference):
+  """Returns f32[B] zeros: the policy is free."""
+  del reference
+  return jnp.zeros(new.mean.shape[0], jnp.float32)
+
+
+def kl(new, reference):
+  r"""Divergence of the two transitions, per latent dimension.
+
+  $\mathrm{mean}(\Delta\mu^2) / (2\,\mathrm{std}^2)$ with the std of the whole
+  step (Flow-GRPO, arXiv:2505.05470, its paper). Needs std > 0.
+
+  Args:
+    new: records.Step under the trained policy.
+    reference: records.Step under the frozen policy.
+
+  Returns:
+    f32[B].
+  """
+  shift = _mean_square(new.mean, reference.mean)
+  return shift / (2.0 * jnp.square(jnp.ravel(new.std)))
+
+
+def kl_published(new, reference):
+  r"""The penalty that Flow-GRPO's public code computes under the name of KL.
+
+  $\mathrm{mean}(\Delta\mu^2) / (2 g^2)$ with $g = \mathrm{std}/\sqrt{h}$ and h
+  the interval: `kl` times h. The published weights (0.04, 0.01) belong to
+  this form. Needs std > 0.
+
+  Args:
+    new: records.Step under the trained policy.
+    reference: records.Step under the frozen policy.
+
+  Returns:
+    f32[B].
+  """
+  return jnp.ravel(new.interval) * kl(new, reference)
+
+
+def velocity_mse(new, reference):
+  """Mean squared difference of the two velocities, the same at every step.
+
+  Args:
+    new: records.Step under the trained policy.
+    reference: records.Step under the frozen policy.
+
+  Returns:
+    f32[B].
+  """
+  return _mean_square(new.velocity, reference.velocity)
+
+
+ANCHORS = {
+  "none": none,
+  "kl": kl,
+  "kl_published": kl_published,
+  "velocity_mse": velocity_mse,
+}
