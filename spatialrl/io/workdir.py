@@ -1,0 +1,169 @@
+"""The directory of one run: created, checked, and stamped with its config."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+from absl import logging
+from etils import epath
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_MAY_DIFFER = ("steps",)  # A finished run may be continued for longer.
+
+
+def prepare(workdir, config):
+  """Creates `workdir` and writes `config.json` in it, or checks the one there.
+
+  The file holds the resolved `config`, the `versions` of what computes the
+  numbers, and the git `revision` (null where there is no git). When a run is
+  resumed the file is kept, with only `steps` brought up to date, and other
+  versions or another revision are logged as a warning.
+
+  Args:
+    workdir: a local or mounted directory, created with its parents.
+    config: `ml_collections.ConfigDict` or dict of JSON values and tuples.
+
+  Returns:
+    `workdir` as an absolute `pathlib.Path`.
+
+  Raises:
+    OSError: the directory cannot be written, in one sentence.
+    ValueError: the directory belongs to a run with another config; the
+      sentence names the first fields that differ.
+  """
+  workdir = pathlib.Path(workdir).expanduser().absolute()
+  check_writable(workdir)
+  path = workdir / "config.json"
+  resolved = json.loads(json.dumps(_plain(config), default=_encode))
+  stamp = {
+    "config": resolved,
+    "versions": _versions(),
+    "revision": git_revision(),
+  }
+  if path.exists():
+    first = _read_stamp(path)
+    _check_same(first["config"], resolved, path)
+    for name in ("versions", "revision"):
+      if first[name] != stamp[name]:
+        logging.warning(
+          "%s was started with %s %s and goes on with %s",
+          *(workdir, name, first[name], stamp[name]),
+        )
+    stamp = {**first, "config": resolved}
+  write_json(path, stamp)
+  return workdir
+
+
+def check_writable(directory):
+  """Creates `directory` and writes a byte in it; OSError in one sentence."""
+  directory = epath.Path(directory)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f".write-test-{os.getpid()}"
+    probe.write_text("x")
+    probe.unlink()
+  except OSError as error:
+    raise OSError(
+      f"cannot write in {directory}: {error.strerror or error}"
+    ) from error
+
+
+def write_json(path, value, *, indent=2):
+  """Writes `value` as JSON; a reader sees the old file or the new, whole.
+
+  Args:
+    path: file to write, local or remote; its directory exists.
+    value: strict JSON; NaN and infinities raise ValueError.
+    indent: spaces a level, or None for one line.
+  """
+  path = epath.Path(path)
+  text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
+  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+  try:
+    temporary.write_text(text + "\n")
+    temporary.replace(path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def git_revision():
+  """Returns the commit of this source, "+dirty" if edited, None without git."""
+  here = pathlib.Path(__file__).parent
+
+  def git(*arguments):
+    return subprocess.run(
+      ("git", "-C", str(here), *arguments),
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
+    ).stdout.strip()
+
+  try:
+    # An installed copy may sit inside some other repository's tree.
+    if not git("ls-files", "--", __file__):
+      return None
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", "..")
+    return git("rev-parse", "HEAD") + ("+dirty" if dirty else "")
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def _versions():
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {**versions, "python": platform.python_version()}
+
+
+def _plain(config):
+  """A ConfigDict with its references followed, or the dict itself."""
+  return config.to_dict() if hasattr(config, "to_dict") else config
+
+
+def _encode(value):
+  raise ValueError(
+    f"config holds {value!r} of type {type(value).__name__}; "
+    "allowed are numbers, strings, booleans, None, tuples, lists and dicts"
+  )
+
+
+def _read_stamp(path):
+  try:
+    stamp = json.loads(path.read_text())
+    stamp["config"].keys(), stamp["versions"], stamp["revision"]
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{path} is not the config of a run; move it away or use another workdir"
+    ) from error
+  return stamp
+
+
+def _check_same(before, now, path, *, shown=3):
+  """Raises ValueError naming the first `shown` fields that differ."""
+  before, now = dict(_fields(before)), dict(_fields(now))
+  absent = "absent"
+  differ = [
+    f"config.{name} was {before.get(name, absent)}, is {now.get(name, absent)}"
+    for name in sorted(before.keys() | now.keys())
+    if name not in _MAY_DIFFER
+    and before.get(name, absent) != now.get(name, absent)
+  ]
+  if differ:
+    more = f" (and {len(differ) - shown} more)" if len(differ) > shown else ""
+    raise ValueError(
+      f"{path.parent} holds a run with another config: "
+      f"{'; '.join(differ[:shown])}{more}; "
+      "resume with the same config or use another workdir"
+    )
+
+
+def _fields(tree, prefix=""):
+  """Yields (dotted name, JSON text) of each leaf; empty dicts are leaves."""
+  for name, value in tree.items():
+    if isinstance(value, dict) and value:
+      yield from _fields(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name, json.dumps(value)
