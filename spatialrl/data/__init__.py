@@ -1,0 +1,1 @@
+"""What the jobs read: scenes, prompt lists and tokens; numpy only."""
