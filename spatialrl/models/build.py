@@ -1,0 +1,101 @@
+"""Models from configs and from weights files."""
+
+import dataclasses
+
+import jax
+
+from spatialrl.io import assets
+from spatialrl.models.lora import LoRAConfig
+from spatialrl.models.mmdit import MMDiTConfig
+from spatialrl.models.policy import Policy
+from spatialrl.models.reward_model import RewardConfig, init
+from spatialrl.models.text_encoder import TextEncoderConfig
+
+
+def make_policy(config, vocabulary):
+  """A Policy from its config.
+
+  Args:
+    config: fields `size`, `fold`, `prediction`, `width`, `depth`, `heads`,
+      `dual_layers`, `qk_norm`, `positions`, `remat`, `max_tokens`,
+      `text_depth`.
+    vocabulary: number of token ids.
+  """
+  return Policy(
+      size=config.size,
+      fold=config.fold,
+      prediction=config.prediction,
+      mmdit=MMDiTConfig(
+          width=config.width,
+          depth=config.depth,
+          heads=config.heads,
+          channels=3 * config.fold**2,
+          dual_layers=config.dual_layers,
+          qk_norm=config.qk_norm,
+          positions=config.positions,
+          remat=config.remat,
+      ),
+      text=TextEncoderConfig(
+          vocabulary=vocabulary,
+          max_tokens=config.max_tokens,
+          width=config.width,
+          depth=config.text_depth,
+          heads=config.heads,
+      ),
+  )
+
+
+def load_policy(name, lora=None):
+  """A pretrained policy.
+
+  Args:
+    name: path or packaged name of a weights file.
+    lora: config with `rank`, `alpha`, `targets`, or None for full
+      fine-tuning; `rank` 0 means None.
+
+  Returns:
+    (Policy, params as numpy arrays).
+
+  Raises:
+    ValueError: if the file is missing, cut short or of another model.
+  """
+  params, metadata = assets.load(name)
+  if "policy" not in metadata:
+    raise ValueError(f"weights {name!r} are not those of a policy.")
+  policy = Policy.from_json(metadata["policy"])
+  expected = jax.eval_shape(policy.init, jax.random.key(0))
+  assets.check_shapes(params, expected, name)
+  if lora is not None and lora.rank:
+    adapter = LoRAConfig(lora.rank, lora.alpha, tuple(lora.targets))
+    policy = dataclasses.replace(policy, lora=adapter)
+  return policy, params
+
+
+def load_reward(name):
+  """A trained reward model: (RewardConfig, params as numpy arrays)."""
+  params, metadata = assets.load(name)
+  if "reward" not in metadata:
+    raise ValueError(f"weights {name!r} are not those of a reward model.")
+  config = RewardConfig.from_json(metadata["reward"])
+  expected = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+  assets.check_shapes(params, expected, name)
+  return config, params
+
+
+def load_trained(name, policy, params):
+  """What an online run trained: adapters or MMDiT weights.
+
+  Args:
+    name: path of its `trained.safetensors`, or "" for the base itself.
+    policy: Policy.
+    params: the base weights.
+
+  Returns:
+    nested dict of numpy arrays, or None for "".
+  """
+  if not name:
+    return None
+  trained, _ = assets.load(name)
+  expected = jax.eval_shape(policy.init_trainable, jax.random.key(0), params)
+  assets.check_shapes(trained, expected, name)
+  return trained

@@ -1,0 +1,70 @@
+"""LoRA by interception: base parameter paths never change.
+
+Hu et al., arXiv:2106.09685: y = x W + b + (alpha / rank) x A B, with B zero at
+the start. A and B live in a variable collection of their own, "lora", stacked
+over layers wherever the base weights are.
+"""
+
+import contextlib
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+COLLECTION = "lora"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+  """Which layers get an adapter, and how large.
+
+  Attributes:
+    rank: columns of A.
+    alpha: the update is scaled by alpha / rank.
+    targets: regular expressions; a dense layer whose path (parts joined by
+      "/", e.g. "blocks/image_q") matches one of them in full is adapted.
+  """
+
+  rank: int = 32
+  alpha: float = 64.0
+  targets: tuple[str, ...] = (r".*blocks?/(image|text)2?_(q|k|v|out)",)
+
+
+@contextlib.contextmanager
+def adapted(config):
+  """Within this context every targeted `nn.Dense` adds its adapter.
+
+  Args:
+    config: LoRAConfig, or None for no adapters at all.
+  """
+  if config is None:
+    yield
+    return
+  patterns = [re.compile(target) for target in config.targets]
+
+  def interceptor(next_function, args, kwargs, context):
+    module = context.module
+    path = "/".join(module.path)
+    if (
+        not isinstance(module, nn.Dense)
+        or context.method_name != "__call__"
+        or not any(pattern.fullmatch(path) for pattern in patterns)
+    ):
+      return next_function(*args, **kwargs)
+    (x,) = args
+    down = module.variable(
+        COLLECTION,
+        "a",
+        lambda: nn.initializers.he_uniform()(
+            module.make_rng("params"), (x.shape[-1], config.rank)
+        ),
+    )
+    up = module.variable(
+        COLLECTION, "b", jnp.zeros, (config.rank, module.features)
+    )
+    scale = config.alpha / config.rank
+    return next_function(x) + (x @ down.value) @ up.value * scale
+
+  with nn.intercept_methods(interceptor):
+    yield

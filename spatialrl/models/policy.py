@@ -1,0 +1,160 @@
+"""The embedded policy: text encoder, MMDiT and image codec as pure functions.
+
+Latents are the image folded by `fold` x `fold` pixels into channels, so the
+network sees `(size / fold)^2` tokens and a latent position is one token.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+
+from spatialrl.models import lora as loras
+from spatialrl.models.mmdit import MMDiT, MMDiTConfig
+from spatialrl.models.text_encoder import TextEncoder, TextEncoderConfig
+from spatialrl.records import Conditioning
+
+_MIN_TIME = 0.05  # the velocity of a predicted image divides by t
+PREDICTIONS = ("velocity", "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A text-to-image flow model; holds sizes, never weights.
+
+  Attributes:
+    size: pixels a side of the images.
+    fold: pixels a side that make one latent position.
+    prediction: "velocity", or "image": the network predicts x0 and the
+      velocity is (x - x0) / t, which a network narrower than its patches can
+      represent (Li and He, arXiv:2511.13720).
+    mmdit: sizes of the velocity network.
+    text: sizes of the text encoder.
+    lora: adapters of the velocity network, or None for full fine-tuning.
+  """
+
+  size: int
+  fold: int
+  prediction: str
+  mmdit: MMDiTConfig
+  text: TextEncoderConfig
+  lora: loras.LoRAConfig | None = None
+
+  def __post_init__(self):
+    if self.size % self.fold:
+      raise ValueError(
+          f"fold is {self.fold}; it must divide the image size {self.size}."
+      )
+    if self.prediction not in PREDICTIONS:
+      raise ValueError(
+          f"prediction is {self.prediction!r}; allowed are {PREDICTIONS}."
+      )
+    if self.mmdit.channels != 3 * self.fold**2:
+      raise ValueError(
+          f"channels is {self.mmdit.channels}; {3 * self.fold**2} needed for"
+          f" fold {self.fold}."
+      )
+
+  @property
+  def latent_shape(self):
+    """(h, w, C)."""
+    side = self.size // self.fold
+    return side, side, 3 * self.fold**2
+
+  def init(self, key):
+    """Random weights: {"text": ..., "mmdit": ...}."""
+    text_key, net_key = jax.random.split(key)
+    ids = jnp.zeros((1, self.text.max_tokens), jnp.int32)
+    mask = jnp.ones(ids.shape, bool)
+    text = TextEncoder(self.text).init(text_key, ids, mask)["params"]
+    cond = self.encode({"text": text}, ids, mask)
+    x, t = jnp.zeros((1, *self.latent_shape)), jnp.ones((1,))
+    net = MMDiT(self.mmdit).init(
+        net_key, x, t, cond.text, cond.pooled, cond.mask
+    )
+    return {"text": text, "mmdit": net["params"]}
+
+  def init_trainable(self, key, params):
+    """What RL trains: fresh adapters, or a copy of the MMDiT's weights."""
+    if self.lora is None:
+      return jax.tree.map(jnp.array, params["mmdit"])
+    cond = self.encode(
+        params, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+    )
+    x, t = jnp.zeros((1, *self.latent_shape)), jnp.ones((1,))
+    with loras.adapted(self.lora):
+      variables = MMDiT(self.mmdit).init(
+          key, x, t, cond.text, cond.pooled, cond.mask
+      )
+    if loras.COLLECTION not in variables:
+      raise ValueError(
+          f"lora.targets is {self.lora.targets}; no dense layer matches."
+      )
+    return variables[loras.COLLECTION]
+
+  def encode(self, params, ids, mask):
+    """Text states: i32[B, L], bool[B, L] -> Conditioning."""
+    text, pooled = TextEncoder(self.text).apply(
+        {"params": params["text"]}, ids, mask
+    )
+    return Conditioning(text=text, pooled=pooled, mask=mask)
+
+  def encode_empty(self, params, cond):
+    """Conditioning of the empty prompt, shaped like `cond`, for guidance."""
+    ids = jnp.zeros(cond.mask.shape, jnp.int32)
+    return self.encode(params, ids, jnp.zeros_like(cond.mask))
+
+  def velocity(self, params, trainable, x, t, cond):
+    """v = noise - image at x_t.
+
+    Args:
+      params: the frozen base.
+      trainable: adapters or MMDiT weights as `init_trainable` gives; None for
+        the base itself, which is the reference policy.
+      x: f32[B, h, w, C].
+      t: f32[B], 1 = noise.
+      cond: Conditioning of the B prompts.
+
+    Returns:
+      f32[B, h, w, C].
+    """
+    variables, adapters = {"params": params["mmdit"]}, None
+    if trainable is not None and self.lora is None:
+      variables = {"params": trainable}
+    elif trainable is not None:
+      variables[loras.COLLECTION] = trainable
+      adapters = self.lora
+    with loras.adapted(adapters):
+      out = MMDiT(self.mmdit).apply(
+          variables, x, t, cond.text, cond.pooled, cond.mask
+      )
+    if self.prediction == "velocity":
+      return out
+    return (x - out) / jnp.maximum(t, _MIN_TIME)[:, None, None, None]
+
+  def to_latents(self, images):
+    """f32[B, size, size, 3] in [-1, 1] -> f32[B, h, w, C]."""
+    side, fold = self.size // self.fold, self.fold
+    x = images.reshape(-1, side, fold, side, fold, 3)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *self.latent_shape)
+
+  def decode(self, latents):
+    """f32[B, h, w, C] -> f32[B, size, size, 3], clipped to [-1, 1]."""
+    side, fold = self.size // self.fold, self.fold
+    x = latents.reshape(-1, side, side, fold, fold, 3)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, self.size, self.size, 3)
+    return jnp.clip(x, -1.0, 1.0)
+
+  def to_json(self):
+    """The sizes as a JSON string, as stored beside the weights."""
+    return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+  @classmethod
+  def from_json(cls, text):
+    """The inverse of `to_json`; adapters are not part of a stored base."""
+    fields = json.loads(text)
+    fields["mmdit"] = MMDiTConfig(**fields["mmdit"])
+    fields["text"] = TextEncoderConfig(**fields["text"])
+    fields["lora"] = None
+    return cls(**fields)
