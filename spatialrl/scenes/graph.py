@@ -34,7 +34,7 @@ OPPOSITE = {
 PREDICATES = (*OPPOSITE, "inside")
 MAX_COUNT = 4
 
-# One reading for both directions of a relation: "b right of a" is "a left of b".
+# One reading for both directions: "b right of a" is "a left of b".
 _CANONICAL = {
     "right of": "left of",
     "below": "above",

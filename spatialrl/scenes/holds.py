@@ -40,8 +40,8 @@ def clearance(predicate, a, b):
   if predicate == "larger than":
     return _side(a) / np.maximum(_side(b), 1e-6) - _SIDE_RATIO
   if predicate == "inside":
-    gaps = np.concatenate([a[..., :2] - b[..., :2], b[..., 2:] - a[..., 2:]], -1)
-    return gaps.min(-1)
+    low, high = a[..., :2] - b[..., :2], b[..., 2:] - a[..., 2:]
+    return np.concatenate([low, high], -1).min(-1)
   offset = (b[..., :2] + b[..., 2:] - a[..., :2] - a[..., 2:]) / 2
   distance = np.sqrt((offset**2).sum(-1))
   if predicate == "near":
