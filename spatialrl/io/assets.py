@@ -56,7 +56,7 @@ def load(name):
   try:
     with safe_open(path, framework="np") as file:
       metadata = dict(file.metadata() or {})
-      flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+      flat = {key: file.get_tensor(key) for key in file.keys()}
   except SafetensorError as error:
     raise ValueError(
       f"weights {str(path)!r} cannot be read ({error}); the file is"

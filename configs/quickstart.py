@@ -1,0 +1,86 @@
+"""A learned spatial reward teaches the packaged policy where things go.
+
+  python -m spatialrl.main --config configs/quickstart.py --workdir runs/quickstart
+
+SpatialScore (arXiv:2602.24233) on the embedded world: the packaged policy, the
+packaged reward, Flow-GRPO with top-k filtering.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  c = config_dict.ConfigDict()
+  c.job = "online"
+  c.seed = 0
+  c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
+  c.steps = 100
+  c.init = "policy.safetensors"
+  c.lora = {"rank": 0, "alpha": 64.0, "targets": (".*",)}  # 0: all weights
+  c.checkpoint = {"every": 25, "keep_last": 2}
+
+  c.prompts = {
+      "relations": (1,),
+      "count": 4096,  # training prompts, none of a held-out combination
+      "per_step": 12,
+      "max_tokens": 6,
+  }
+  c.rollout = {
+      "group": 12,  # images a prompt
+      "steps": 8,
+      "guidance": 1.0,
+      "window": 3,  # stochastic steps, the ones that are trained
+      "window_range": (0, 4),
+      "last_step": "ode",
+      "shared_noise": False,
+  }
+  c.schedule = {"name": "shifted", "shift": 3.0}
+  c.transition = {"name": "cps", "noise_level": 0.8}
+  c.log_prob = "gaussian"
+  c.rewards = {"spatial_score": {"weights": "reward.safetensors"}}
+  c.aggregate = {"name": "weighted_sum", "weights": {"spatial_score": 1.0}}
+  c.select = {"name": "topk_bottomk", "k": 3}
+  c.advantage = {"name": "group_z", "eps": 1e-4}
+  c.credit = {"name": "uniform"}
+  c.objective = {"name": "ppo", "clip_range": 2e-3, "adv_clip": 5.0}
+  c.anchor = {"name": "velocity_mse"}
+  c.train = {
+      "updates": 2,  # optimizer steps an iteration
+      "anchor_weight": 0.0,
+      "ema_decay": 0.9,
+      "ema_every": 1,
+  }
+  c.optimizer = {
+      "learning_rate": 1e-4,
+      "schedule": "constant",
+      "warmup": 5,
+      "b2": 0.99,
+      "weight_decay": 0.0,
+      "max_norm": 1.0,
+  }
+  c.eval = {
+      "every": 10,
+      "prompts": 512,  # held out, by label pairs
+      "images": 4,  # of each
+      "quick_prompts": 128,
+      "pairs": 2000,
+      "batch": 128,
+      "steps": 8,
+      "shift": 3.0,
+      "guidance": 1.0,
+      "max_tokens": 6,
+  }
+  if arg == "tiny":
+    c.steps = 2
+    c.prompts.update({"count": 16, "per_step": 2})
+    c.rollout.group = 4
+    c.select.k = 1
+    c.eval.update({
+        "every": 1, "prompts": 8, "images": 2, "quick_prompts": 8,
+        "pairs": 16, "batch": 16,
+    })
+    c.checkpoint.every = 1
+  elif arg:
+    raise ValueError(f"config argument is {arg!r}; allowed is 'tiny'.")
+  return c

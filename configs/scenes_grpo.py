@@ -1,0 +1,32 @@
+"""SpatialScore with Flow-GRPO and top-k filtering, run to the end.
+
+  python -m spatialrl.main --config configs/scenes_grpo.py --workdir runs/grpo
+
+The quickstart's run, six times as long. `:full` sends every image of a group
+into the update, the control for top-k filtering; `:oracle` trains on the
+measuring stick itself, the upper bound.
+"""
+
+import pathlib
+
+from spatialrl.train.configs import load_config
+
+
+def get_config(arg=""):
+  """The config; `arg` is "", "full", "oracle" or "tiny"."""
+  path = pathlib.Path(__file__).with_name("quickstart.py")
+  c = load_config(path, "tiny" if arg == "tiny" else "")
+  if arg == "tiny":
+    return c
+  c.steps = 600
+  c.eval.every = 25
+  if arg == "full":
+    c.select = {"name": "all"}
+  elif arg == "oracle":
+    c.rewards = {"oracle": {}}
+    c.aggregate.weights = {"oracle": 1.0}
+  elif arg:
+    raise ValueError(
+        f"config argument is {arg!r}; allowed are 'full', 'oracle', 'tiny'."
+    )
+  return c

@@ -1,0 +1,61 @@
+"""SpatialScore on the embedded world, from perfect-versus-perturbed pairs.
+
+  python -m spatialrl.main --config configs/scenes_reward.py --workdir runs/rm
+
+The result is the packaged `reward.safetensors`. With `:captions` the same
+backbone and loss see no pairs and only learn which caption an image has.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(arg=""):
+  """The config; `arg` is "", "captions" (the control) or "tiny"."""
+  c = config_dict.ConfigDict()
+  c.job = "reward"
+  c.seed = 0
+  c.mesh = (-1, 1, 1)
+  c.steps = 4000
+  c.batch = 64  # pairs
+  c.ema_decay = 0.999
+  c.loss = "gaussian_bradley_terry"
+  c.log_every = 50
+  c.eval_every = 1000
+  c.checkpoint = {"every": 500, "keep_last": 2}
+
+  c.data = {
+      "kind": "pairs",
+      "relations": (1, 1, 2, 3),  # of the prompts of a batch, in turn
+      "perturbed": (1, 3),  # relations that the loser breaks
+      "noise": 0.3,  # largest std of the noise added to an image in [-1, 1]
+      "wrong_share": 0.0,  # of captions, for kind "captions"
+  }
+  c.reward = {
+      "size": 32,
+      "patch": 8,
+      "max_tokens": 27,
+      "width": 96,
+      "depth": 3,
+      "heads": 6,
+  }
+  c.optimizer = {
+      "learning_rate": 1e-3,
+      "schedule": "cosine",
+      "warmup": 200,
+      "b2": 0.99,
+      "weight_decay": 0.01,
+      "max_norm": 1.0,
+  }
+  c.eval = {"pairs": 2000, "batch": 250}
+  if arg == "captions":
+    c.data.kind = "captions"
+  elif arg == "tiny":
+    c.steps, c.batch, c.log_every, c.eval_every = 4, 8, 2, 4
+    c.reward.update({"size": 16, "width": 32, "depth": 2})
+    c.eval.update({"pairs": 16, "batch": 16})
+    c.checkpoint.every = 2
+  elif arg:
+    raise ValueError(
+        f"config argument is {arg!r}; allowed are 'captions' and 'tiny'."
+    )
+  return c

@@ -1,0 +1,1 @@
+"""Benchmarks over images; nothing here is ever a training signal by default."""

@@ -1,0 +1,65 @@
+"""Runs one job: python -m spatialrl.main --config FILE[:ARG] --workdir DIR."""
+
+import importlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from spatialrl.parallel.mesh import make_mesh
+from spatialrl.platform import prepare_process
+from spatialrl.train.run import EXIT_STOPPED, Stopped
+
+JOBS = ("pretrain", "reward", "online", "eval", "sample")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, FILE.py or FILE.py:ARG.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; started again, it goes on there."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv):
+  """Picks the job that `config.job` names."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}")
+  config = _CONFIG.value
+  try:
+    if config.job not in JOBS:
+      raise ValueError(f"job is {config.job!r}; allowed are {JOBS}.")
+    job = importlib.import_module(f"spatialrl.train.{config.job}")
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+      job.run(config, _WORKDIR.value, mesh)
+  except Stopped as stop:
+    print(f"stopped: {stop}", file=sys.stderr)
+    return EXIT_STOPPED
+  except (ValueError, OSError) as error:
+    logging.debug("the error's origin", exc_info=True)
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def parse(argv):
+  """Parses flags; a config that cannot be gets one sentence, no traceback."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    text = " ".join(str(error).split())
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(1)
+
+
+def cli():
+  """Entry point: sets up the process, then parses flags."""
+  prepare_process()
+  logging.set_verbosity(logging.WARNING)  # Orbax says a page a checkpoint
+  app.run(main, flags_parser=parse)
+
+
+if __name__ == "__main__":
+  cli()

@@ -1,0 +1,124 @@
+"""Judges: images and prompts in, `Signals` out.
+
+A judge is made once for a run, from its config field, and then called with
+images f32[B, S, S, 3] in [-1, 1] and the B prompts.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatialrl.data import tokenizers
+from spatialrl.evals import relations
+from spatialrl.models import reward_model
+from spatialrl.models.build import load_reward
+from spatialrl.parallel import mesh as meshes
+from spatialrl.records import Signals
+from spatialrl.scenes.render import to_uint8
+
+
+class SpatialScore:
+  """The learned reward: the mean of its Gaussian score, sigma beside it."""
+
+  def __init__(self, config, mesh):
+    """Loads `config.weights`, a path or a packaged file."""
+    self.model, params = load_reward(config.weights)
+    self.params = jax.device_put(params, meshes.replicated(mesh))
+    self._tokenizer = tokenizers.load()
+    self._rows = meshes.batched(mesh)
+    self._score = jax.jit(self._run)
+
+  def __call__(self, images, prompts):
+    """Scores images under prompts, sharded over the mesh's data axes."""
+    ids, mask = tokenizers.encode(
+        self._tokenizer, prompts, self.model.max_tokens
+    )
+    ids, mask = jax.device_put((ids, mask), self._rows)
+    return self._score(self.params, images, ids, mask)
+
+  def compilations(self):
+    """How many programs were compiled; 1 for a steady batch shape."""
+    return self._score._cache_size()
+
+  def _run(self, params, images, ids, mask):
+    images = jax.lax.with_sharding_constraint(images, self._rows)
+    mu, sigma = reward_model.score(self.model, params, images, ids, mask)
+    return Signals(scalar=mu, sigma=sigma)
+
+
+class Oracle:
+  """Share of relations that hold, read off the pixels.
+
+  The measuring stick of every run; as a reward only where a config says so,
+  for the upper bound.
+  """
+
+  def __init__(self, config, mesh):
+    del config, mesh
+
+  def __call__(self, images, prompts):
+    pixels = to_uint8(jax.device_get(images))
+    judged = relations.verdicts(prompts, pixels)
+    return Signals(scalar=jnp.asarray(relations.rewards(judged)))
+
+  def compilations(self):
+    """Nothing is compiled."""
+    return 0
+
+
+def make_judges(config, mesh):
+  """The judges of a run.
+
+  Args:
+    config: ConfigDict from judge name to its settings; `weight` 0 reports a
+      judge without training on it.
+    mesh: the mesh in use.
+
+  Returns:
+    dict from name to judge.
+  """
+  for name in config:
+    if name not in JUDGES:
+      raise ValueError(
+          f"rewards has {name!r}; allowed are {sorted(JUDGES)}."
+      )
+  return {name: JUDGES[name](config[name], mesh) for name in config}
+
+
+def claims(judge, images, prompts, flips, batch):
+  """Which images a judge takes for right.
+
+  An image counts when the judge prefers the prompt over each of its
+  flipped versions, for the same image: the judge's own idea of "every
+  relation holds", in the unit of the oracle's accuracy.
+
+  Args:
+    judge: as `make_judges` gives.
+    images: u8[N, S, S, 3].
+    prompts: list of N str.
+    flips: list of N lists of str, each with one relation contradicted.
+    batch: rows of one call.
+
+  Returns:
+    bool[N].
+  """
+  rows = list(enumerate(prompts))
+  rows += [(i, p) for i, others in enumerate(flips) for p in others]
+  scores = []
+  for start in range(0, len(rows), batch):
+    chunk = [rows[k % len(rows)] for k in range(start, start + batch)]
+    picked = images[[i for i, _ in chunk]].astype(np.float32) / 127.5 - 1
+    signals = judge(picked, [p for _, p in chunk])
+    scores.append(np.asarray(signals.scalar))
+  scores = np.concatenate(scores)[: len(rows)]
+  right = np.ones(len(prompts), bool)
+  flipped = slice(len(prompts), None)
+  for (i, _), value in zip(rows[flipped], scores[flipped], strict=True):
+    right[i] &= bool(scores[i] > value)
+  return right
+
+
+JUDGES = {
+    "spatial_score": SpatialScore,
+    "oracle": Oracle,
+}

@@ -1,0 +1,1 @@
+"""One short loop per job, and the state they share."""

@@ -1,0 +1,39 @@
+"""Job `eval`: scores a checkpoint on held-out prompts."""
+
+import time
+
+import jax
+
+from spatialrl.io.workdir import prepare, write_json
+from spatialrl.models.build import load_policy, load_trained
+from spatialrl.parallel import mesh as meshes
+from spatialrl.rewards.judges import make_judges
+from spatialrl.train import reports
+from spatialrl.train.finish import Evaluation
+
+
+def run(config, workdir, mesh):
+  """Writes `summary.json`, `report.html` and its gallery in the workdir."""
+  began = time.perf_counter()
+  policy, params = load_policy(config.init, config.lora)
+  trained = load_trained(config.trained, policy, params)
+  workdir = prepare(workdir, config)
+  whole = meshes.replicated(mesh)
+  params, trained = jax.device_put((params, trained), whole)
+  judges = make_judges(config.rewards, mesh)
+  evaluation = Evaluation(config, mesh, policy, judges)
+  numbers, images, judged = evaluation.full(params, trained)
+  summary = {
+      "final": numbers,
+      "reward_pair_accuracy": evaluation.pair_accuracy(),
+      "seconds": time.perf_counter() - began,
+      "seed": config.seed,
+      "config": config.to_dict(),
+  }
+  write_json(workdir / "summary.json", summary)
+  reports.evaluated(workdir, summary, evaluation.repeated(), images, judged)
+  print(
+      "  ".join(f"{name} {value:.3f}" for name, value in numbers.items()),
+      flush=True,
+  )
+  return summary

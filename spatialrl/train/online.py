@@ -1,0 +1,332 @@
+"""Job `online`: rollouts, rewards and policy updates (the GRPO family)."""
+
+import dataclasses
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatialrl.data import scenes, tokenizers
+from spatialrl.flow import rollout as rollouts
+from spatialrl.flow.schedules import SCHEDULES
+from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
+from spatialrl.models.build import load_policy
+from spatialrl.parallel import mesh as meshes
+from spatialrl.records import UpdateBatch
+from spatialrl.rewards.aggregate import AGGREGATORS
+from spatialrl.rewards.judges import make_judges
+from spatialrl.rl import select as selection
+from spatialrl.rl.advantage import ADVANTAGES
+from spatialrl.rl.anchors import ANCHORS
+from spatialrl.rl.credit import CREDITS
+from spatialrl.rl.objectives import OBJECTIVES
+from spatialrl.rl.select import SELECTORS
+from spatialrl.train import finish
+from spatialrl.train.run import Run
+from spatialrl.train.slots import bind
+from spatialrl.train.state import init_state, make_optimizer
+from spatialrl.train.update import make_update
+
+_ROLLOUT, _WINDOW = 1, 2  # purposes of the run's key
+
+
+def run(config, workdir, mesh):
+  """Trains the policy and measures it, before and after, by the oracle."""
+  began = time.perf_counter()
+  check(config, mesh)
+  policy, params = load_policy(config.init, config.lora)
+  judges = make_judges(config.rewards, mesh)
+  loop = Loop(config, mesh, policy, judges)
+  prompts = scenes.prompts(
+      config.seed, config.prompts.count,
+      relations=tuple(config.prompts.relations),
+  )
+  base = jax.device_put(params, meshes.replicated(mesh))
+  state = loop.init(base)
+  evaluation = finish.Evaluation(config, mesh, policy, judges)
+
+  with Run(config, workdir) as run_:
+    state = run_.restore(state)
+    for step in run_.steps(int(state.step)):
+      chosen = choose_prompts(prompts, config, step)
+      state, values = loop.iterate(base, state, chosen, step)
+      done = step + 1
+      if done % config.eval.every == 0 or done == config.steps:
+        start = time.perf_counter()
+        values |= evaluation.quick(base, state.ema)
+        values["evaluation_seconds"] = time.perf_counter() - start
+      run_.log(done, values, SHOWN)
+      run_.maybe_save(state, done)
+  return finish.summarise(
+      config, workdir, evaluation, base, state, began, loop.compilations()
+  )
+
+
+SHOWN = ("reward", "all_relations", "ratio_max", "grad_norm")
+
+
+def check(config, mesh):
+  """Refuses what cannot work, before anything is loaded or compiled."""
+  p, r = config.prompts, config.rollout
+  for field, value in (
+      ("steps", config.steps),
+      ("prompts.per_step", p.per_step),
+      ("rollout.group", r.group),
+      ("train.updates", config.train.updates),
+      ("eval.every", config.eval.every),
+  ):
+    if value < 1:
+      raise ValueError(f"{field} is {value}; it must be at least 1.")
+  if config.log_prob not in LOG_PROBS:
+    raise ValueError(
+        f"log_prob is {config.log_prob!r}; allowed are {sorted(LOG_PROBS)}."
+    )
+  meshes.check_divides(
+      mesh, "prompts.per_step x rollout.group", p.per_step * r.group
+  )
+  rollouts.check_window(
+      r.steps, tuple(r.window_range), r.window, config.transition.name,
+      r.last_step,
+  )
+  slots(config)
+  rows = kept_rows(config)
+  if rows % config.train.updates:
+    raise ValueError(
+        f"train.updates is {config.train.updates}; it must divide the"
+        f" {rows} images that selection keeps."
+    )
+  meshes.check_divides(
+      mesh, "images of one optimizer step", rows // config.train.updates
+  )
+  if p.per_step > p.count:
+    raise ValueError(
+        f"prompts.per_step is {p.per_step}; prompts.count allows {p.count}."
+    )
+
+
+def slots(config):
+  """Every slot of the loop, looked up and bound."""
+  bound = types.SimpleNamespace(log_prob=LOG_PROBS[config.log_prob])
+  for name, table in (
+      ("transition", TRANSITIONS),
+      ("aggregate", AGGREGATORS),
+      ("select", SELECTORS),
+      ("advantage", ADVANTAGES),
+      ("credit", CREDITS),
+      ("objective", OBJECTIVES),
+      ("anchor", ANCHORS),
+      ("schedule", SCHEDULES),
+  ):
+    setattr(bound, name, bind(table, config[name], name))
+  return bound
+
+
+def kept_rows(config):
+  """Images that reach the update; static, so that shapes are."""
+  groups = config.prompts.per_step
+  return selection.capacity(
+      config.select.name,
+      batch=groups * config.rollout.group,
+      groups=groups,
+      k=config.select.get("k"),
+  )
+
+
+def choose_prompts(prompts, config, step):
+  """The prompts of an iteration, each repeated for its group."""
+  rng = np.random.default_rng([config.seed, step])
+  picked = rng.choice(len(prompts), config.prompts.per_step, replace=False)
+  return [prompts[i] for i in picked for _ in range(config.rollout.group)]
+
+
+class Loop:
+  """The compiled programs of a run: rollout, prepare, update."""
+
+  def __init__(self, config, mesh, policy, judges):
+    self._config, self._policy = config, policy
+    self._judges, self._mesh = judges, mesh
+    self._slots = slots(config)
+    self._tokenizer = tokenizers.load()
+    self._rows, self._whole = meshes.batched(mesh), meshes.replicated(mesh)
+    self._times = jnp.asarray(self._slots.schedule(config.rollout.steps))
+    self._optimizer = make_optimizer(
+        config.optimizer, config.steps * config.train.updates
+    )
+    self._rollout = jax.jit(self._roll)
+    self._prepare = jax.jit(self._select)
+    self._update = jax.jit(
+        make_update(
+            policy,
+            self._optimizer,
+            self._slots,
+            config.train,
+            guidance=config.rollout.guidance,
+        ),
+        donate_argnums=1,
+    )
+
+  def init(self, base):
+    """The state at step 0, placed on the mesh."""
+
+    def start(base):
+      key = jax.random.key(self._config.seed)
+      trainable = self._policy.init_trainable(key, base)
+      return init_state(trainable, self._optimizer, self._config.seed)
+
+    return jax.jit(start, out_shardings=self._whole)(base)
+
+  def iterate(self, base, state, prompts, step):
+    """One pass of the pipeline.
+
+    Args:
+      base: the frozen base weights.
+      state: TrainState; donated.
+      prompts: list of B str, groups contiguous.
+      step: int, index of the iteration.
+
+    Returns:
+      (TrainState, dict of numbers for `metrics.jsonl`).
+    """
+    config = self._config
+    clock = Clock()
+    ids, mask = tokenizers.encode(
+        self._tokenizer, prompts, config.prompts.max_tokens
+    )
+    ids, mask = jax.device_put((ids, mask), self._rows)
+    start = window_start(config, state.key, step)
+    clock.lap("host")
+    trajectory, cond, images = jax.block_until_ready(
+        self._rollout(
+            base, state.params, ids, mask, self._times, state.key, step, start
+        )
+    )
+    clock.lap("rollout")
+    signals = {
+        name: judge(images, prompts) for name, judge in self._judges.items()
+    }
+    jax.block_until_ready(signals)
+    clock.lap("reward")
+    batch, stats, values = self._prepare(
+        trajectory, cond, signals, state.stats
+    )
+    state = dataclasses.replace(state, stats=stats)
+    state, metrics = jax.block_until_ready(self._update(base, state, batch))
+    state = dataclasses.replace(state, step=state.step + 1)
+    clock.lap("update")
+    values = jax.device_get(values | metrics)
+    values["images_per_second"] = len(prompts) / clock.total()
+    return state, values | clock.seconds
+
+  def compilations(self):
+    """Programs compiled so far, by phase; more than one is a bug."""
+    counts = {
+        "rollout": self._rollout._cache_size(),
+        "prepare": self._prepare._cache_size(),
+        "update": self._update._cache_size(),
+    }
+    judged = {n: judge.compilations() for n, judge in self._judges.items()}
+    return counts | judged
+
+  def _roll(self, base, trainable, ids, mask, times, key, step, start):
+    """Encodes the prompts and samples; see `rollout`."""
+    config, policy = self._config, self._policy
+    ids, mask = jax.lax.with_sharding_constraint((ids, mask), self._rows)
+    group = jnp.arange(ids.shape[0]) // config.rollout.group
+    key = jax.random.fold_in(jax.random.fold_in(key, step), _ROLLOUT)
+    cond = policy.encode(base, ids, mask)
+    empty = policy.encode_empty(base, cond)
+
+    def velocity(x, t, c):
+      return policy.velocity(base, trainable, x, t, c)
+
+    noise = rollouts.initial_noise(
+        key, group, policy.latent_shape, shared=config.rollout.shared_noise
+    )
+    trajectory = rollouts.rollout(
+        rollouts.guided(velocity, cond, empty, config.rollout.guidance),
+        jax.lax.with_sharding_constraint(noise, self._rows),
+        times,
+        key,
+        group,
+        transition=self._slots.transition,
+        log_prob=self._slots.log_prob,
+        window_start=start,
+        window=config.rollout.window,
+        last_step=config.rollout.last_step,
+    )
+    return trajectory, cond, policy.decode(trajectory.final)
+
+  def _select(self, trajectory, cond, signals, stats):
+    """Signals to the batch of the update."""
+    slot, group = self._slots, trajectory.group
+    reward = slot.aggregate(signals)
+    keep = slot.select(reward, group)
+    advantage, stats = slot.advantage(reward, keep, group, stats)
+    weight = slot.credit(trajectory, signals)
+    rows = selection.compact(keep, kept_rows(self._config))
+    batch = UpdateBatch(
+        trajectory=dataclasses.replace(
+            trajectory,
+            x=trajectory.x[:, rows],
+            mean=trajectory.mean[:, rows],
+            log_prob=trajectory.log_prob[:, rows],
+            final=trajectory.final[rows],
+            group=group[rows],
+        ),
+        conditioning=jax.tree.map(lambda x: x[rows], cond),
+        advantage=advantage[rows],
+        keep=keep[rows],
+        weight=weight[:, rows],
+    )
+    return batch, stats, reward_metrics(reward, signals, group, keep)
+
+
+def reward_metrics(reward, signals, group, keep):
+  """Means and spreads of the rewards of one iteration, dict of f32[]."""
+  ok = selection.scored(reward)
+  rows = reward.shape[0]
+  count = jnp.maximum(ok.sum(), 1)
+  mean = jnp.where(ok, reward, 0.0).sum() / count
+  spread = jnp.sqrt(jnp.where(ok, (reward - mean) ** 2, 0.0).sum() / count)
+  high = jax.ops.segment_max(jnp.where(ok, reward, -jnp.inf), group, rows)
+  low = jax.ops.segment_min(jnp.where(ok, reward, jnp.inf), group, rows)
+  used = jax.ops.segment_sum(jnp.ones(rows), group, rows) > 0
+  flat = (used & (high <= low)).sum() / used.sum()
+  values = {
+      "reward": mean,
+      "reward_std": spread,
+      "zero_std_groups": flat,
+      "failed_scores": (~ok).sum(),
+      "kept_share": keep.mean(),
+  }
+  for name, signal in signals.items():
+    values[f"reward_{name}"] = jnp.where(ok, signal.scalar, 0.0).sum() / count
+    if signal.sigma is not None:
+      values[f"reward_{name}_sigma"] = signal.sigma.mean()
+  return values
+
+
+def window_start(config, key, step):
+  """First stochastic step of an iteration, uniform over the range."""
+  low, high = config.rollout.window_range
+  key = jax.random.fold_in(jax.random.fold_in(key, step), _WINDOW)
+  return jax.random.randint(key, (), low, high - config.rollout.window + 1)
+
+
+class Clock:
+  """Seconds since the last lap, by phase."""
+
+  def __init__(self):
+    self._began = self._last = time.perf_counter()
+    self.seconds = {}
+
+  def lap(self, phase):
+    """Books the time since the last lap under `<phase>_seconds`."""
+    now = time.perf_counter()
+    self.seconds[f"{phase}_seconds"] = now - self._last
+    self._last = now
+
+  def total(self):
+    return self._last - self._began

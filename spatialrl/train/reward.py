@@ -1,0 +1,175 @@
+"""Job `reward`: a SpatialScore reward model from preference pairs.
+
+With `data.kind` "captions" the same backbone and loss learn only which of two
+captions belongs to an image: the control that shows what the pairs are worth.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spatialrl.data import scenes, tokenizers
+from spatialrl.io import assets
+from spatialrl.models import reward_model
+from spatialrl.parallel import mesh as meshes
+from spatialrl.rl.preference import PREFERENCE_LOSSES
+from spatialrl.train.supervised import fit
+
+KINDS = ("pairs", "captions")
+_HELD_OUT_SEED = 1 << 20  # evaluation pairs share no seed with training
+
+
+def run(config, workdir, mesh):
+  """Trains from scratch and exports the averaged weights.
+
+  Writes `reward.safetensors` in the workdir.
+  """
+  if config.data.kind not in KINDS:
+    raise ValueError(
+        f"data.kind is {config.data.kind!r}; allowed are {KINDS}."
+    )
+  if config.loss not in PREFERENCE_LOSSES:
+    raise ValueError(
+        f"loss is {config.loss!r}; allowed are {sorted(PREFERENCE_LOSSES)}."
+    )
+  tokenizer = tokenizers.load()
+  model = reward_model.RewardConfig(
+      vocabulary=len(tokenizer), **config.reward.to_dict()
+  )
+  params = reward_model.init(model, jax.random.key(config.seed))
+  make_batch = {"pairs": _preferences, "captions": _captions}[config.data.kind]
+  preference = PREFERENCE_LOSSES[config.loss]
+
+  def loss(params, batch, key):
+    noise_key, level_key = jax.random.split(key)
+    images = batch["images"].astype(jnp.float32) / 127.5 - 1
+    rows = images.shape[0]
+    level = jax.random.uniform(level_key, (rows, 1, 1, 1, 1))
+    level = config.data.noise * level
+    images = images + level * jax.random.normal(noise_key, images.shape)
+    # Winner and loser in one call: one larger matmul instead of two.
+    mu, log_sigma = reward_model.log_score(
+        model,
+        params,
+        images.reshape(2 * rows, *images.shape[2:]),
+        batch["ids"].reshape(2 * rows, -1),
+        batch["mask"].reshape(2 * rows, -1),
+    )
+    mu, log_sigma = mu.reshape(rows, 2), log_sigma.reshape(rows, 2)
+    if config.loss == "bradley_terry":
+      value = preference(mu[:, 0], mu[:, 1])
+    else:
+      value = preference(mu[:, 0], log_sigma[:, 0], mu[:, 1], log_sigma[:, 1])
+    right = jnp.mean((mu[:, 0] > mu[:, 1]).astype(jnp.float32))
+    sigma = jnp.mean(jnp.exp(log_sigma))
+    return jnp.mean(value), {"accuracy": right, "sigma": sigma}
+
+  rater = Rater(model, tokenizer, mesh, config.eval.batch)
+
+  def evaluate(params):
+    return {
+        f"pair_accuracy_{name}": pair_accuracy(
+            rater, params, config.eval.pairs, model.size, perturbed, relations
+        )
+        for name, (perturbed, relations) in SPLITS.items()
+    }
+
+  state = fit(
+      config, workdir, mesh, params, loss,
+      lambda step: make_batch(config, model, tokenizer, step), evaluate,
+  )
+  assets.save(
+      f"{workdir}/reward.safetensors",
+      jax.device_get(state.ema),
+      {"reward": model.to_json(), "config": json.dumps(config.to_dict())},
+  )
+
+
+# Perturbed relations and relations of the prompt, as SpatialScore's benchmark
+# splits its pairs (arXiv:2602.24233, table 1).
+SPLITS = {"1": ((1, 1), (1, 2, 3)), "2_3": ((2, 3), (2, 3))}
+
+
+def pair_accuracy(rater, params, pairs, size, perturbed, relations):
+  """Share of held-out pairs in which the perfect image scores higher.
+
+  The labels of every related pair of things were never related in training.
+  """
+  data = scenes.reward_pairs(
+      _HELD_OUT_SEED, 0, pairs, size=size, relations=relations,
+      perturbed=perturbed, held_out=True,
+  )
+  better, _ = rater(params, data.perfect, data.prompts)
+  worse, _ = rater(params, data.perturbed, data.prompts)
+  return float(np.mean(better > worse))
+
+
+class Rater:
+  """A compiled reward model; call it with weights, images and prompts."""
+
+  def __init__(self, model, tokenizer, mesh, batch):
+    """Prepares scoring in batches of `batch` rows."""
+    meshes.check_divides(mesh, "eval.batch", batch)
+    self._model, self._tokenizer, self._batch = model, tokenizer, batch
+    rows = meshes.batched(mesh)
+
+    def score(params, images, ids, mask):
+      images = images.astype(jnp.float32) / 127.5 - 1
+      images, ids, mask = jax.lax.with_sharding_constraint(
+          (images, ids, mask), rows
+      )
+      return reward_model.score(model, params, images, ids, mask)
+
+    self._score = jax.jit(score, out_shardings=meshes.replicated(mesh))
+
+  def __call__(self, params, images, prompts):
+    """(mu f32[N], sigma f32[N]) of u8[N, S, S, 3] images under N prompts."""
+    ids, mask = tokenizers.encode(
+        self._tokenizer, prompts, self._model.max_tokens
+    )
+    out = []
+    for start in range(0, len(prompts), self._batch):
+      rows = np.arange(start, start + self._batch) % len(prompts)
+      mu_sigma = self._score(params, images[rows], ids[rows], mask[rows])
+      out.append(np.stack(jax.device_get(mu_sigma)))
+    mu, sigma = np.concatenate(out, axis=1)[:, : len(prompts)]
+    return mu, sigma
+
+
+def _preferences(config, model, tokenizer, step):
+  """Winner and loser of one prompt: images u8[B, 2, S, S, 3]."""
+  relations = _relations(config, step)
+  pairs = scenes.reward_pairs(
+      config.seed, step, config.batch, size=model.size,
+      relations=(relations,), perturbed=tuple(config.data.perturbed),
+  )
+  length = tokenizers.caption_tokens(relations)
+  ids, mask = tokenizers.encode(tokenizer, pairs.prompts, length)
+  return {
+      "images": np.stack([pairs.perfect, pairs.perturbed], axis=1),
+      "ids": np.stack([ids, ids], axis=1),
+      "mask": np.stack([mask, mask], axis=1),
+  }
+
+
+def _captions(config, model, tokenizer, step):
+  """One image under its own caption and under its neighbour's."""
+  relations = _relations(config, step)
+  images, captions, _ = scenes.captioned_scenes(
+      config.seed, step, config.batch, size=model.size,
+      relations=(relations,), wrong_share=config.data.wrong_share,
+  )
+  length = tokenizers.caption_tokens(relations)
+  ids, mask = tokenizers.encode(tokenizer, captions, length)
+  return {
+      "images": np.stack([images, images], axis=1),
+      "ids": np.stack([ids, np.roll(ids, 1, axis=0)], axis=1),
+      "mask": np.stack([mask, np.roll(mask, 1, axis=0)], axis=1),
+  }
+
+
+def _relations(config, step):
+  """One number of relations a batch, so that short prompts are not padded."""
+  return config.data.relations[step % len(config.data.relations)]

@@ -1,0 +1,44 @@
+"""Slot entries from config fields: looked up, checked, their settings bound."""
+
+import functools
+import inspect
+
+
+def bind(table, config, field):
+  """Returns a slot entry with its settings bound.
+
+  Args:
+    table: dict of the slot's entries, name -> function.
+    config: ConfigDict with `name` and the keyword-only arguments of that
+      entry; those of the slot's other entries may stand beside them, so that
+      `--config.SLOT.name=...` alone can switch.
+    field: name of the config field, for messages.
+
+  Raises:
+    ValueError: for an unknown entry, a setting that no entry of the slot has,
+      or a missing one.
+  """
+  name = config.name
+  if name not in table:
+    raise ValueError(
+        f"{field}.name is {name!r}; allowed are {sorted(table)}."
+    )
+  wanted = _settings(table[name])
+  known = {key for entry in table.values() for key in _settings(entry)}
+  for key in config:
+    if key != "name" and key not in known:
+      raise ValueError(
+          f"{field}.{key} is no setting of this slot; allowed are"
+          f" {sorted(known)}."
+      )
+  for key, parameter in wanted.items():
+    if key not in config and parameter.default is parameter.empty:
+      raise ValueError(f"{field}.{key} is missing; {name!r} needs it.")
+  bound = {key: config[key] for key in wanted if key in config}
+  return functools.partial(table[name], **bound)
+
+
+def _settings(function):
+  """Keyword-only parameters of a function."""
+  parameters = inspect.signature(function).parameters
+  return {k: p for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY}

@@ -1,0 +1,81 @@
+"""The loop that `pretrain` and `reward` share: batches, loss, checkpoints."""
+
+import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from spatialrl.io.metrics import require_finite
+from spatialrl.parallel import mesh as meshes
+from spatialrl.train.run import Run
+from spatialrl.train.state import init_state, make_optimizer
+
+
+def fit(config, workdir, mesh, params, loss, make_batch, evaluate):
+  """Trains `params` for `config.steps` batches, resuming where it can.
+
+  Args:
+    config: fields `steps`, `batch`, `seed`, `ema_decay`, `log_every`,
+      `eval_every`, `optimizer`, `checkpoint`.
+    workdir: directory of the run.
+    mesh: the mesh in use.
+    params: nested dict, the weights to start from.
+    loss: (params, batch, key) -> (f32[], dict of f32[]).
+    make_batch: step -> pytree of numpy arrays with `config.batch` rows each.
+    evaluate: ema weights -> dict of floats, run every `eval_every` steps.
+
+  Returns:
+    The final TrainState.
+  """
+  optimizer = make_optimizer(config.optimizer, config.steps)
+  replicated = meshes.replicated(mesh)
+  rows = meshes.batched(mesh)
+
+  @jax.jit
+  def update(state, batch):
+    key = jax.random.fold_in(state.key, state.step)
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
+        state.params, batch, key
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    # A short warm-up of the average, so that the start is forgotten.
+    decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+    metrics |= {"loss": value, "grad_norm": optax.global_norm(grads)}
+    return dataclasses.replace(
+        state,
+        step=step,
+        updates=state.updates + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=optax.incremental_update(params, state.ema, 1 - decay),
+    ), metrics
+
+  state = jax.jit(
+      lambda p: init_state(p, optimizer, config.seed), out_shardings=replicated
+  )(params)
+  with Run(config, workdir) as run, ThreadPoolExecutor(1) as pool:
+    state = run.restore(state)
+    start = int(state.step)
+    ahead = pool.submit(make_batch, start)
+    began, logged = time.perf_counter(), start
+    for step in run.steps(start):
+      batch = jax.device_put(ahead.result(), rows)
+      ahead = pool.submit(make_batch, step + 1)
+      state, metrics = update(state, batch)
+      done = step + 1
+      if done % config.log_every == 0 or done == config.steps:
+        values = {name: float(value) for name, value in metrics.items()}
+        require_finite(done, values)
+        spent = time.perf_counter() - began
+        values["images_per_second"] = (done - logged) * config.batch / spent
+        if done % config.eval_every == 0 or done == config.steps:
+          values |= evaluate(state.ema)
+        run.log(done, values)
+        began, logged = time.perf_counter(), done
+      run.maybe_save(state, done)
+  return state
