@@ -1,6 +1,7 @@
 """A learned spatial reward teaches the packaged policy where things go.
 
-  python -m spatialrl.main --config configs/quickstart.py --workdir runs/quickstart
+  python -m spatialrl.main --config configs/quickstart.py \
+    --workdir runs/quickstart
 
 SpatialScore (arXiv:2602.24233) on the embedded world: the packaged policy, the
 packaged reward, Flow-GRPO with top-k filtering.

@@ -1,9 +1,13 @@
 """SpatialScore on the embedded world, from perfect-versus-perturbed pairs.
 
+  python -m spatialrl.main --config configs/scenes_reward.py:captions \
+    --workdir runs/match
   python -m spatialrl.main --config configs/scenes_reward.py --workdir runs/rm
 
-The result is the packaged `reward.safetensors`. With `:captions` the same
-backbone and loss see no pairs and only learn which caption an image has.
+The first command teaches the backbone which caption an image has, as a
+vision-language model knows it beforehand; it is also the control. The second
+goes on from there with preference pairs; its result is the packaged
+`reward.safetensors`.
 """
 
 from ml_collections import config_dict
@@ -15,12 +19,13 @@ def get_config(arg=""):
   c.job = "reward"
   c.seed = 0
   c.mesh = (-1, 1, 1)
+  c.init = "runs/match/reward.safetensors"  # "" for random weights
   c.steps = 4000
-  c.batch = 64  # pairs
+  c.batch = 64  # comparisons
   c.ema_decay = 0.999
   c.loss = "gaussian_bradley_terry"
   c.log_every = 50
-  c.eval_every = 1000
+  c.eval_every = 500
   c.checkpoint = {"every": 500, "keep_last": 2}
 
   c.data = {
@@ -48,10 +53,12 @@ def get_config(arg=""):
   }
   c.eval = {"pairs": 2000, "batch": 250}
   if arg == "captions":
+    c.init, c.steps = "", 1500
     c.data.kind = "captions"
   elif arg == "tiny":
+    c.init = ""
     c.steps, c.batch, c.log_every, c.eval_every = 4, 8, 2, 4
-    c.reward.update({"size": 16, "width": 32, "depth": 2})
+    c.reward.update({"size": 16, "width": 32, "depth": 2, "heads": 2})
     c.eval.update({"pairs": 16, "batch": 16})
     c.checkpoint.every = 2
   elif arg:

@@ -7,7 +7,8 @@ import jax
 
 def _pytree(cls):
   """Makes `cls` a frozen dataclass that JAX can flatten."""
-  return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+  frozen = dataclasses.dataclass(frozen=True)(cls)
+  return jax.tree_util.register_dataclass(frozen)
 
 
 @_pytree

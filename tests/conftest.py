@@ -13,7 +13,7 @@ _GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 @pytest.fixture
 def golden():
-  """Returns a loader: `golden("cps_step/flux_6steps.npz")` -> dict of arrays."""
+  """Returns a loader: `golden("cps_step/flux_6steps.npz")` -> arrays."""
 
   def load(name):
     with np.load(_GOLDEN / name) as arrays:

@@ -215,7 +215,7 @@ def _card(images, caption):
     inset = (cell - tile.width) // 2
     card.paste(tile, (left + inset, top + inset))
     place = (left, top + cell + _GAP // 4)
-    draw.text(place, f"{title}{sign}", fill=colour, font=_font())
+    draw.text(place, f"{title} {sign}".strip(), fill=colour, font=_font())
   return card
 
 
@@ -233,7 +233,7 @@ def _verdict(right):
   """(colour, what is written behind the title)."""
   if right is None:
     return UNJUDGED, ""
-  return (GOOD, " ✓") if right else (BAD, " ✗")
+  return (GOOD, "✓") if right else (BAD, "✗")
 
 
 def _note(text):

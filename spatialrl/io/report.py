@@ -1,7 +1,7 @@
 """The page of a run: `report.html`, with its pictures in the folder report/.
 
-One file that needs no network and no script, made of its arguments alone.
-`curves` and `gallery` draw the pictures.
+One file that needs no network and no script, made of its arguments alone. The
+pictures are drawn by `plots`.
 """
 
 import dataclasses
@@ -14,9 +14,7 @@ import urllib.parse
 
 from PIL import Image
 
-from spatialrl.io.plots import curves, gallery, write_whole
-
-__all__ = ["FOLDER", "Section", "curves", "gallery", "write_report"]
+from spatialrl.io.plots import write_whole
 
 FOLDER = "report"  # of the pictures, inside the workdir
 _FILE = "report.html"

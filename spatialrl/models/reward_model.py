@@ -45,6 +45,11 @@ class RewardConfig:
           f"patch is {self.patch}; it must divide the image size {self.size}."
       )
 
+    if self.width % self.heads:
+      raise ValueError(
+          f"heads is {self.heads}; it must divide width {self.width}."
+      )
+
   def to_json(self):
     """The sizes as a JSON string, as stored beside the weights."""
     return json.dumps(dataclasses.asdict(self), sort_keys=True)

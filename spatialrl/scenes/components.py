@@ -127,7 +127,7 @@ def _look_inside(images, calm, colour, level):
 
 
 def _hosts(owner, area, colour):
-  """i64[n]: the larger region along most of a region's outline, or -1."""
+  """i64[n]: the region along most of a region's outline, or -1."""
   count = len(area) + 1
   touching = np.zeros(count**2, np.int64)
   for a, b in patches.adjacent(owner + 1):
@@ -137,8 +137,10 @@ def _hosts(owner, area, colour):
   touching = touching.reshape(count, count)[1:]
   host = touching.argmax(1) - 1
   most = 2 * touching.max(1) > touching.sum(1)
-  fits = (host >= 0) & (area[host] > area) & (colour[host] != colour)
-  return np.where(most & fits, host, -1)
+  host = np.where(most & (colour[host] != colour), host, -1)
+  # Two that fill a picture are each other's main neighbour.
+  mutual = (host >= 0) & (host[host] == np.arange(len(host)))
+  return np.where(mutual & (area >= area[host]), -1, host)
 
 
 def _moments(images, owner, colour, ground, host):

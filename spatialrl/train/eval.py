@@ -32,8 +32,6 @@ def run(config, workdir, mesh):
   }
   write_json(workdir / "summary.json", summary)
   reports.evaluated(workdir, summary, evaluation.repeated(), images, judged)
-  print(
-      "  ".join(f"{name} {value:.3f}" for name, value in numbers.items()),
-      flush=True,
-  )
+  known = {name: value for name, value in numbers.items() if value is not None}
+  print("  ".join(f"{name} {known[name]:.3f}" for name in known), flush=True)
   return summary

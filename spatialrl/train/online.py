@@ -302,7 +302,11 @@ def reward_metrics(reward, signals, group, keep):
       "kept_share": keep.mean(),
   }
   for name, signal in signals.items():
-    values[f"reward_{name}"] = jnp.where(ok, signal.scalar, 0.0).sum() / count
+    there = selection.scored(signal.scalar)
+    values[f"reward_{name}"] = (
+        jnp.where(there, signal.scalar, 0.0).sum()
+        / jnp.maximum(there.sum(), 1)
+    )
     if signal.sigma is not None:
       values[f"reward_{name}_sigma"] = signal.sigma.mean()
   return values

@@ -13,6 +13,7 @@ import numpy as np
 from spatialrl.data import scenes, tokenizers
 from spatialrl.io import assets
 from spatialrl.models import reward_model
+from spatialrl.models.build import load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rl.preference import PREFERENCE_LOSSES
 from spatialrl.train.supervised import fit
@@ -22,7 +23,7 @@ _HELD_OUT_SEED = 1 << 20  # evaluation pairs share no seed with training
 
 
 def run(config, workdir, mesh):
-  """Trains from scratch and exports the averaged weights.
+  """Trains from scratch, or from `config.init`, and exports the average.
 
   Writes `reward.safetensors` in the workdir.
   """
@@ -30,6 +31,8 @@ def run(config, workdir, mesh):
     raise ValueError(
         f"data.kind is {config.data.kind!r}; allowed are {KINDS}."
     )
+  if config.batch % 2:
+    raise ValueError(f"batch is {config.batch}; it must be even.")
   if config.loss not in PREFERENCE_LOSSES:
     raise ValueError(
         f"loss is {config.loss!r}; allowed are {sorted(PREFERENCE_LOSSES)}."
@@ -39,6 +42,13 @@ def run(config, workdir, mesh):
       vocabulary=len(tokenizer), **config.reward.to_dict()
   )
   params = reward_model.init(model, jax.random.key(config.seed))
+  if config.init:
+    stored, params = load_reward(config.init)
+    if stored != model:
+      raise ValueError(
+          f"init is {config.init!r}, a model of {stored}; the field reward and"
+          f" the tokenizer need {model}."
+      )
   make_batch = {"pairs": _preferences, "captions": _captions}[config.data.kind]
   preference = PREFERENCE_LOSSES[config.loss]
 
@@ -139,16 +149,23 @@ class Rater:
 
 
 def _preferences(config, model, tokenizer, step):
-  """Winner and loser of one prompt: images u8[B, 2, S, S, 3]."""
+  """Winner and loser of one prompt: images u8[B, 2, S, S, 3].
+
+  Every pair stands twice, the second time under the perturbed prompt, where
+  the perturbed image wins: no image is better by itself.
+  """
   relations = _relations(config, step)
   pairs = scenes.reward_pairs(
-      config.seed, step, config.batch, size=model.size,
+      config.seed, step, config.batch // 2, size=model.size,
       relations=(relations,), perturbed=tuple(config.data.perturbed),
   )
+  prompts = [*pairs.prompts, *pairs.perturbed_prompts]
   length = tokenizers.caption_tokens(relations)
-  ids, mask = tokenizers.encode(tokenizer, pairs.prompts, length)
+  ids, mask = tokenizers.encode(tokenizer, prompts, length)
+  winner = np.concatenate([pairs.perfect, pairs.perturbed])
+  loser = np.concatenate([pairs.perturbed, pairs.perfect])
   return {
-      "images": np.stack([pairs.perfect, pairs.perturbed], axis=1),
+      "images": np.stack([winner, loser], axis=1),
       "ids": np.stack([ids, ids], axis=1),
       "mask": np.stack([mask, mask], axis=1),
   }

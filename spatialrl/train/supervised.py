@@ -45,7 +45,7 @@ def fit(config, workdir, mesh, params, loss, make_batch, evaluate):
     step = state.step + 1
     # A short warm-up of the average, so that the start is forgotten.
     decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
-    metrics |= {"loss": value, "grad_norm": optax.global_norm(grads)}
+    metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
     return dataclasses.replace(
         state,
         step=step,
