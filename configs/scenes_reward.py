@@ -53,7 +53,7 @@ def get_config(arg=""):
   }
   c.eval = {"pairs": 2000, "batch": 250}
   if arg == "captions":
-    c.init, c.steps = "", 1500
+    c.init, c.steps = "", 600
     c.data.kind = "captions"
   elif arg == "tiny":
     c.init = ""

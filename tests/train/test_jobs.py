@@ -1,0 +1,127 @@
+"""Every committed config runs at tiny size, and its job refuses nonsense."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spatialrl.io import assets
+from spatialrl.io.metrics import read_metrics
+from spatialrl.models.build import load_policy, load_reward
+from spatialrl.train import eval as eval_job
+from spatialrl.train import online, pretrain, reward, sample
+from spatialrl.train.configs import load_config
+
+_CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+_JOBS = {
+    "pretrain": pretrain,
+    "reward": reward,
+    "online": online,
+    "eval": eval_job,
+    "sample": sample,
+}
+_RUNS = [
+    (path.stem, arg)
+    for path in sorted(_CONFIGS.glob("*.py"))
+    for arg in ("tiny",)
+] + [("scenes_eval", "sample"), ("scenes_reward", "captions")]
+
+
+def tiny(name, arg, weights):
+  """A committed config on random weights, at the smallest size."""
+  config = load_config(_CONFIGS / f"{name}.py", arg)
+  if "init" in config:
+    config.init = weights[0]
+  if "rewards" in config and "spatial_score" in config.rewards:
+    config.rewards.spatial_score.weights = weights[1]
+  if arg == "captions":
+    kind = config.data.kind
+    config = load_config(_CONFIGS / f"{name}.py", "tiny")
+    config.data.kind = kind
+  if arg == "sample":
+    config.sample.count, config.eval.images, config.eval.batch = 2, 2, 4
+  if "steps" in config:
+    config.steps = 1
+  return config
+
+
+@pytest.mark.parametrize(("name", "arg"), _RUNS)
+def test_every_config_runs(name, arg, weights, mesh, tmp_path):
+  config = tiny(name, arg, weights)
+  _JOBS[config.job].run(config, tmp_path, mesh)
+  saved = json.loads((tmp_path / "config.json").read_text())
+  assert saved["config"]["job"] == config.job
+  if config.job == "pretrain":
+    policy, params = load_policy(str(tmp_path / "policy.safetensors"))
+    assert policy.size == 16 and set(params) == {"text", "mmdit"}
+  elif config.job == "reward":
+    model, _ = load_reward(str(tmp_path / "reward.safetensors"))
+    assert model.size == 16
+    assert "pair_accuracy_2_3" in read_metrics(tmp_path)[-1]
+  elif config.job == "sample":
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert Image.open(tmp_path / "0003.png").size == (256, 256)
+  else:
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0 <= summary["final"]["object_recall"] <= 1
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_trained_checkpoint_can_be_scored(weights, mesh, tmp_path):
+  config = tiny("quickstart", "tiny", weights)
+  summary = online.run(config, tmp_path / "run", mesh)
+  scored = tiny("scenes_eval", "tiny", weights)
+  scored.eval.update(config.eval.to_dict())
+  del scored.eval["every"]
+  scored.trained = str(tmp_path / "run" / "trained.safetensors")
+  again = eval_job.run(scored, tmp_path / "eval", mesh)
+  assert again["final"] == summary["final"]
+
+
+def test_lora_trains_adapters_only(weights, mesh, tmp_path):
+  config = tiny("quickstart", "tiny", weights)
+  config.lora = {"rank": 2, "alpha": 4.0, "targets": (".*blocks?/image_q",)}
+  online.run(config, tmp_path, mesh)
+  trained, _ = assets.load(tmp_path / "trained.safetensors")
+  leaf = trained["blocks"]["image_q"]
+  assert leaf["a"].shape == (1, 32, 2) and leaf["b"].shape == (1, 2, 32)
+  assert np.abs(leaf["b"]).max() > 0
+
+
+def test_an_unknown_word_in_a_prompt_is_named(weights, mesh, tmp_path):
+  config = tiny("scenes_eval", "sample", weights)
+  config.sample.prompts = ("a red dog above a blue circle",)
+  with pytest.raises(ValueError, match="dog"):
+    sample.run(config, tmp_path, mesh)
+
+
+def test_a_workdir_of_another_run_is_refused(weights, mesh, tmp_path):
+  config = tiny("scenes_base", "tiny", weights)
+  pretrain.run(config, tmp_path, mesh)
+  config.batch = 16
+  with pytest.raises(ValueError, match="batch"):
+    pretrain.run(config, tmp_path, mesh)
+
+
+def test_a_workdir_that_is_a_file_is_refused(weights, mesh, tmp_path):
+  (tmp_path / "file").write_text("")
+  config = tiny("scenes_base", "tiny", weights)
+  with pytest.raises(OSError, match="file"):
+    pretrain.run(config, tmp_path / "file", mesh)
+
+
+@pytest.mark.parametrize(
+    ("name", "job", "field", "value"),
+    [
+        ("scenes_base", pretrain, "loss_on", "pixels"),
+        ("scenes_reward", reward, "loss", "hinge"),
+    ],
+)
+def test_unknown_choices_are_named(name, job, field, value, mesh, tmp_path):
+  config = load_config(_CONFIGS / f"{name}.py", "tiny")
+  config[field] = value
+  with pytest.raises(ValueError, match=f"{field} is '{value}'"):
+    job.run(config, tmp_path, mesh)
