@@ -188,6 +188,24 @@ def fenced(f, t, t_next):
   return lambda *args: jax.lax.cond(jnp.all(t > t_next), f, refuse, *args)
 
 
+def repeatable(velocity):
+  """Makes a network round the same with its gradient and without.
+
+  As in `fenced`, what the backward pass wants of a GELU or a norm changes how
+  the forward pass is fused. Here the backward pass recomputes everything but
+  matmuls, so nothing is shared. No matmul runs twice, but all their outputs
+  are kept: do not wrap a network that rematerialises its layers to save just
+  that memory.
+
+  Args:
+    velocity: closure (x f32[B, h, w, C], t f32[B]) -> v.
+
+  Returns:
+    The same closure, for `evaluate_step` under a gradient.
+  """
+  return jax.checkpoint(velocity, policy=jax.checkpoint_policies.dots_saveable)
+
+
 def propose(velocity, x, t, t_next, *, transition):
   """Asks the network and the transition where the next state lies.
 
@@ -209,10 +227,10 @@ def propose(velocity, x, t, t_next, *, transition):
 def evaluate_step(velocity, x, x_next, t, t_next, *, transition, log_prob):
   """Scores a stored step under a policy, as the rollout did.
 
-  For times of shape f32[], and a network whose forward pass rounds the same
-  with and without its gradient, the log-prob of an unchanged policy equals
-  the stored one to the last bit. Visit steps with a loop or `lax.scan`; under
-  `vmap` over times that bit is lost.
+  For times of shape f32[] and a `repeatable` network in float32, the log-prob
+  of an unchanged policy equals the stored one to the last bit. Other networks
+  come within rounding of it. Visit steps with a loop or `lax.scan`: under
+  `vmap` over times `fenced` has no effect.
 
   Args:
     velocity: closure (x f32[B, h, w, C], t f32[B]) -> v, any float dtype.
