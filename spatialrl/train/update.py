@@ -7,13 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from spatialrl.flow.rollout import guided
-from spatialrl.flow.transition import evaluate_step
+from spatialrl.flow.transition import evaluate_step, repeatable
 from spatialrl.records import UpdateBatch
 from spatialrl.rl.ema import ema_update
 
 
 def make_update(policy, optimizer, slots, config, *, guidance):
   """Builds the update of one iteration.
+
+  Without rematerialised layers the network is wrapped in `repeatable`, so
+  that the first ratio of an iteration is exactly 1 in float32; with them it
+  is 1 up to rounding.
 
   Args:
     policy: Policy.
@@ -37,8 +41,11 @@ def make_update(policy, optimizer, slots, config, *, guidance):
         return policy.velocity(base, weights, x, t, c)
 
       empty = policy.encode_empty(base, cond) if guidance != 1 else None
+      field = guided(velocity, cond, empty, guidance)
+      if not policy.mmdit.remat:
+        field = repeatable(field)
       return evaluate_step(
-          guided(velocity, cond, empty, guidance),
+          field,
           trajectory.x[k],
           trajectory.x[k + 1],
           trajectory.t[k],
