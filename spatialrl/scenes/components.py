@@ -14,6 +14,7 @@ PALETTE = np.array([*graphs.COLOURS.values(), render.BACKGROUND], np.float32)
 GROUND = len(graphs.COLOURS)  # the background's row in PALETTE
 _SMALL = 0.006  # share of the picture; the smallest shape covers 0.02
 _LARGE = 0.07  # what may hold another one covers 0.12
+_FAINT = 0.05  # what being far from pure costs a colour
 _SOFT_EDGE = 2  # pixels around a region that may still be its edge
 
 
@@ -30,7 +31,6 @@ class Regions:
     mass: f32[n], covered area in pixels, likewise.
     owner: i64[B, S, S], region of every pixel, soft edges included, or -1.
     fringe: bool[B, S, S], pixels of a host close to what lies on it.
-    missed: bool[B], True where much colour belongs to no region.
   """
 
   picture: np.ndarray
@@ -41,7 +41,6 @@ class Regions:
   mass: np.ndarray
   owner: np.ndarray
   fringe: np.ndarray
-  missed: np.ndarray
 
 
 def regions(images, calm, level):
@@ -59,11 +58,10 @@ def regions(images, calm, level):
   colour, share = nearest_colour(images, calm, GROUND)
   colour = np.where(share > level, colour, -1)
   colour = _look_inside(images, calm, colour, level)
-  small = _SMALL * images.shape[1] ** 2
-  owner, first = patches.drop_specks(patches.connected(colour), small)
+  patch = patches.connected(colour)
+  owner, first = patches.drop_specks(patch, _SMALL * images.shape[1] ** 2)
   area = np.bincount(owner[owner >= 0], minlength=len(first))
   owner = patches.grow(owner, _SOFT_EDGE)
-  missed = ((colour >= 0) & (owner < 0)).sum((1, 2)) > small
   colour = colour.reshape(-1)[first]
   host = _hosts(owner, area, colour)
   ground = np.where(host < 0, GROUND, colour[host])
@@ -71,13 +69,16 @@ def regions(images, calm, level):
   fringe = ~upon & (patches.grow(np.where(upon, owner, -1), _SOFT_EDGE) >= 0)
   centroid, mass = _moments(images, owner, colour, ground, host)
   picture = first // images.shape[1] ** 2
-  return Regions(
-      picture, colour, host, ground, centroid, mass, owner, fringe, missed
-  )
+  return Regions(picture, colour, host, ground, centroid, mass, owner, fringe)
 
 
 def nearest_colour(images, calm, ground):
   """Reads pixels as mixtures of the ground and one other colour.
+
+  Chooses the colour c of least |x - s c|^2 + 0.05 |(1 - s) c|^2, with x the
+  calm pixel and c both seen from the ground, and s the best share in [0, 1].
+  The second term parts colours in one line with the ground, as orange and
+  yellow are from red.
 
   Args:
     images: f32[..., 3] in [0, 1].
@@ -85,16 +86,16 @@ def nearest_colour(images, calm, ground):
     ground: row of PALETTE.
 
   Returns:
-    i64[...], the row of PALETTE whose line from the ground passes closest to
-    the calm pixel, and f32[...], its share of the pixel.
+    i64[...], row of PALETTE, and f32[...], its share of the pixel.
   """
   line = PALETTE - PALETTE[ground]
   length = (line**2).sum(-1)
   unit = line / np.maximum(length, 1e-6)[:, None]
   along = (calm - PALETTE[ground]) @ unit.T
   share = np.clip(along, 0, 1)
-  # |x - share line|^2 = |x|^2 - length share (2 along - share)
-  colour = (length * share * (2 * along - share)).argmax(-1)
+  # |x - s c|^2 = |x|^2 - |c|^2 s (2 along - s)
+  gain = share * (2 * along - share) - _FAINT * (1 - share) ** 2
+  colour = np.where(length > 0, length * gain, -1).argmax(-1)
   return colour, ((images - PALETTE[ground]) * unit[colour]).sum(-1)
 
 

@@ -45,7 +45,7 @@ def fit(images, grain, found):
   minimised over centre, radius and softness of the outline by Gauss-Newton
   steps from the region's moments. The softness belongs to the picture, not to
   the thing: after some steps it is averaged over the picture, and only the
-  best two shapes are fitted further.
+  best two shapes of each region are fitted further.
 
   Args:
     images: f32[B, S, S, 3] in [0, 1].
@@ -85,11 +85,17 @@ def _starts(found):
 
 
 def _picture_softness(guess, error, found):
-  """f32[n]: softness of the best fits, averaged over each picture by area."""
-  best = guess[error.argmin(0), np.arange(error.shape[1]), 3]
-  total = np.bincount(found.picture, found.mass * best)
-  area = np.bincount(found.picture, found.mass)
-  return (total / np.maximum(area, 1))[found.picture].astype(np.float32)
+  """f32[n]: mean softness of the best fits in each region's picture.
+
+  Weighted by area over mean squared error, so that what is no shape at all
+  has little say.
+  """
+  best = error.argmin(0), np.arange(error.shape[1])
+  weight = found.mass / (error[best] / found.mass + 0.01)
+  total = np.bincount(found.picture, weight * guess[*best, 3])
+  weight = np.bincount(found.picture, weight)
+  mean = total / np.maximum(weight, 1e-6)
+  return mean[found.picture].astype(np.float32)
 
 
 def _descend(guess, error, groups, wanted, side, *, free):

@@ -91,7 +91,7 @@ def _detect(images):
     for k in np.flatnonzero(area > explained[doubtful]):
       best[doubtful[k]] = listed[k]
     explained[doubtful] = np.maximum(explained[doubtful], area)
-    doubtful = doubtful[bad | found.missed]
+    doubtful = doubtful[bad]
   return best
 
 
