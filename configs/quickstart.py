@@ -5,6 +5,9 @@
 
 SpatialScore (arXiv:2602.24233) on the embedded world: the packaged policy, the
 packaged reward, Flow-GRPO with top-k filtering.
+
+2 CPU cores: 4.3 min. With the present base, whose shapes are soft, the reward
+rises and the oracle's accuracy does not (README, Results).
 """
 
 from ml_collections import config_dict
@@ -23,7 +26,7 @@ def get_config(arg=""):
 
   c.prompts = {
       "relations": (1,),
-      "count": 4096,  # training prompts, none of a held-out combination
+      "count": 2048,  # training prompts, none of a held-out combination
       "per_step": 12,
       "max_tokens": 6,
   }

@@ -40,7 +40,9 @@ def connected(colour):
 
 
 def drop_specks(patch, least):
-  """Keeps the patches of some area.
+  """Keeps patches of some area that hold a block of 2 x 2 pixels or a plus.
+
+  The edge between two colours can look like a third one, but it is a line.
 
   Args:
     patch: i64[B, S, S] of `connected`.
@@ -50,8 +52,18 @@ def drop_specks(patch, least):
     i64[B, S, S], patches renumbered from 0 in order of their first pixel, -1
     elsewhere, and i64[n], flat index of that pixel.
   """
+  block, plus = patch[:, 1:, 1:], patch[:, 1:-1, 1:-1]
+  corners = patch[:, :-1, 1:], patch[:, 1:, :-1], patch[:, :-1, :-1]
+  arms = (
+      patch[:, :-2, 1:-1], patch[:, 2:, 1:-1],
+      patch[:, 1:-1, :-2], patch[:, 1:-1, 2:],
+  )
+  thick = np.zeros(patch.size, bool)
+  for centre, around in ((block, corners), (plus, arms)):
+    same = np.logical_and.reduce([side == centre for side in around])
+    thick[centre[same & (centre >= 0)]] = True
   area = np.bincount(patch[patch >= 0], minlength=patch.size)
-  first = np.flatnonzero(area >= least)
+  first = np.flatnonzero(thick & (area >= least))
   number = np.full(patch.size + 1, -1)  # the last one serves patch -1
   number[first] = np.arange(len(first))
   return number[patch], first

@@ -109,7 +109,7 @@ def make_update(policy, optimizer, slots, config, *, guidance):
     out = {
         "loss": loss * scale,
         "grad_norm": optax.tree.norm(grads),
-        "kept": kept.astype(jnp.float32),
+        "kept": batch.keep.sum().astype(jnp.float32),
         # [W, M], padding out
         **{n: (v, batch.keep) for n, v in metrics.items()},
     }

@@ -144,6 +144,20 @@ def test_a_blend_with_what_lies_behind_is_no_third_colour(inner):
     assert _labels(found) == sorted([f"{host} square", f"{inner} triangle"])
 
 
+def test_an_edge_of_the_right_blend_is_no_third_colour():
+  for row in np.linspace(0, 1, 8, endpoint=False) / SIDE:
+    images = [
+        _paint([
+            ("red", "square", (0.5, 0.5), 0.26),
+            ("yellow", "square", (0.5 + column, 0.48 + row), 0.104),
+        ])
+        for column in np.linspace(0, 1, 8, endpoint=False) / SIDE
+    ]
+    for found in oracle.detect(np.stack(images)):
+      assert _labels(found) == ["red square", "yellow square"]
+      assert min(d.score for d in found) > 0.95
+
+
 @pytest.mark.parametrize("inner, host", [("red", "orange"), ("orange", "red")])
 def test_close_colours_inside_each_other_survive_noise(inner, host, rng):
   images = [

@@ -40,14 +40,26 @@ def test_connected_of_nothing():
   np.testing.assert_array_equal(patches.connected(nothing), nothing)
 
 
-def test_drop_specks_renumbers_what_is_left(rng):
-  patch = patches.connected(rng.integers(-1, 2, (2, 9, 9)))
-  kept, first = patches.drop_specks(patch, 4)
-  names, areas = np.unique(patch[patch >= 0], return_counts=True)
-  np.testing.assert_array_equal(first, names[areas >= 4])
-  for number, name in enumerate(first):
-    np.testing.assert_array_equal(kept == number, patch == name)
-  assert (kept >= 0).sum() == areas[areas >= 4].sum()
+def test_drop_specks_keeps_what_is_large_and_thick():
+  drawn = [
+      "..00..0......",
+      "..00..0000..0",
+      "......0.....0",
+      "0000........0",
+      "0......0....0",
+      "0.....000....",
+      "0..0...0...0.",
+      "0..00.....00.",
+  ]
+  colour = np.array([[0 if c == "0" else -1 for c in row] for row in drawn])
+  kept, first = patches.drop_specks(patches.connected(colour[None]), 4)
+  # A block, then a plus; lines, bends and three pixels are specks.
+  np.testing.assert_array_equal(first, [2, 4 * 13 + 7])
+  expected = np.full(colour.shape, -1)
+  expected[:2, 2:4] = 0
+  expected[5, 6:9] = expected[4, 7] = expected[6, 7] = 1
+  np.testing.assert_array_equal(kept[0], expected)
+  assert (patches.drop_specks(patches.connected(colour[None]), 6)[0] < 0).all()
 
 
 def test_grow_spreads_along_the_axes_and_keeps_owners():
