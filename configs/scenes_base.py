@@ -39,7 +39,6 @@ def get_config(arg=""):
       "heads": 8,
       "dual_layers": 0,
       "qk_norm": True,
-      "positions": "learned",
       "remat": False,
       "max_tokens": 27,
       "text_depth": 2,

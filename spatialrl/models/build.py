@@ -17,7 +17,7 @@ def make_policy(config, vocabulary):
 
   Args:
     config: fields `size`, `fold`, `prediction`, `width`, `depth`, `heads`,
-      `dual_layers`, `qk_norm`, `positions`, `remat`, `max_tokens`,
+      `dual_layers`, `qk_norm`, `remat`, `max_tokens`,
       `text_depth`.
     vocabulary: number of token ids.
   """
@@ -32,7 +32,6 @@ def make_policy(config, vocabulary):
           channels=3 * config.fold**2,
           dual_layers=config.dual_layers,
           qk_norm=config.qk_norm,
-          positions=config.positions,
           remat=config.remat,
       ),
       text=TextEncoderConfig(

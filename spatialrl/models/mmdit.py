@@ -13,7 +13,6 @@ import numpy as np
 
 from spatialrl.models.attention import attend
 
-POSITIONS = ("sincos", "learned")
 _TIME_FEATURES = 256
 _zeros = nn.initializers.zeros
 
@@ -30,10 +29,6 @@ class MMDiTConfig:
     patch: side of the square of latent positions that make one token.
     dual_layers: the first so many blocks attend a second time, image only.
     qk_norm: RMS-normalise queries and keys per head.
-    positions: "sincos", fixed as in SD3, or "learned" from unit normals. On a
-      grid of a few tokens most sinusoids hardly move, and unit scale matters:
-      positions started at 0.02 cost a small model its layout. A learned table
-      fixes the grid.
     remat: recompute blocks in the backward pass instead of storing them.
     position_table: side, in tokens, of the table whose centre is the image
       (`pos_embed_max_size` of diffusers); 0 counts tokens from the corner.
@@ -48,7 +43,6 @@ class MMDiTConfig:
   patch: int = 1
   dual_layers: int = 0
   qk_norm: bool = True
-  positions: str = "sincos"
   remat: bool = True
   position_table: int = 0
   position_base: int = 0
@@ -57,10 +51,6 @@ class MMDiTConfig:
     if self.width % self.heads:
       raise ValueError(
           f"heads is {self.heads}; it must divide width {self.width}."
-      )
-    if self.positions not in POSITIONS:
-      raise ValueError(
-          f"positions is {self.positions!r}; allowed are {POSITIONS}."
       )
     if not 0 <= self.dual_layers < self.depth:
       raise ValueError(

@@ -17,7 +17,6 @@ FIELDS = {
   "heads": 2,
   "dual_layers": 1,
   "qk_norm": True,
-  "positions": "sincos",
   "remat": False,
   "max_tokens": 8,
   "text_depth": 1,
