@@ -86,6 +86,7 @@ class Checkpointer:
       with context:
         response = ocp.save_async(arrays, tree, overwrite=True)
     except Exception as error:
+      # Orbax and TensorStore raise many kinds; all become one sentence.
       raise self._failed(path, error) from error
     self._pending = self._thread.submit(self._finish, path, response, commit)
     if block:
@@ -145,6 +146,7 @@ class Checkpointer:
         steps.remove_uncommitted(path)
         self._drop_old()
     except Exception as error:
+      # Orbax and TensorStore raise many kinds; all become one sentence.
       raise self._failed(path, error) from error
 
   def _drop_old(self):
@@ -261,6 +263,7 @@ def _load(path, table, targets):
     with context:
       tree = ocp.load(path, leaves.nested_on_disk(table, targets))
   except Exception as error:
+    # Orbax and TensorStore raise many kinds; all become one sentence.
     raise CheckpointError(
       f"checkpoint {path} cannot be read ({steps.reason(error)})"
     ) from error
