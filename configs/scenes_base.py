@@ -16,11 +16,11 @@ def get_config(arg=""):
   c.job = "pretrain"
   c.seed = 0
   c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
-  c.steps = 6000
+  c.steps = 8000
   c.batch = 64
   c.ema_decay = 0.999
-  c.time_shift = 3.0  # towards noise, where layouts are decided
-  c.loss_on = "image"  # error of x0, not of v: most of v's is fine noise
+  c.time_shift = 2.0  # towards noise, where layouts are decided
+  c.loss_floor = 0.05  # below it the error of x0 counts, not that of v
   c.caption_dropout = 0.1
   c.log_every = 50
   c.eval_every = 500
@@ -32,14 +32,16 @@ def get_config(arg=""):
   }
   c.policy = {
       "size": 32,
-      "fold": 8,  # pixels a side of one latent position
-      "prediction": "image",
+      "autoencoder": "runs/autoencoder/autoencoder.safetensors",
+      "fold": 8,  # pixels a side of one latent position, without one
+      "prediction": "velocity",
       "width": 128,
       "depth": 5,
-      "heads": 8,
+      "heads": 4,
       "dual_layers": 0,
+      "learned_positions": True,
       "qk_norm": True,
-      "remat": False,
+      "remat": True,
       "max_tokens": 27,
       "text_depth": 2,
   }
@@ -55,15 +57,21 @@ def get_config(arg=""):
       "prompts": 128,
       "batch": 128,
       "steps": 10,
-      "shift": 3.0,
+      "shift": 2.0,
       "guidance": 1.0,
       "max_tokens": 6,
   }
+  if arg in ("pixels", "tiny"):
+    c.time_shift, c.loss_floor = 3.0, 0.3
+    c.policy.autoencoder, c.policy.prediction = "", "image"
+    c.eval.shift = 3.0
   if arg == "tiny":
     c.steps, c.batch, c.log_every, c.eval_every = 4, 8, 2, 4
     c.policy.update({"size": 16, "width": 32, "depth": 2, "text_depth": 1})
     c.eval.update({"prompts": 8, "batch": 8, "steps": 2})
     c.checkpoint.every = 2
-  elif arg:
-    raise ValueError(f"config argument is {arg!r}; allowed is 'tiny'.")
+  elif arg not in ("", "pixels"):
+    raise ValueError(
+        f"config argument is {arg!r}; allowed are 'pixels' and 'tiny'."
+    )
   return c

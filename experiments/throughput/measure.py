@@ -45,7 +45,7 @@ def main():
 
 def measure(config, mesh, iterations):
   """Medians over iterations, the first one (compilation) left out."""
-  policy, params = load_policy(config.init, config.lora)
+  policy, params = load_policy(config.init, config.lora, config.remat)
   judges = make_judges(config.rewards, mesh)
   loop = online.Loop(config, mesh, policy, judges)
   base = jax.device_put(params)

@@ -119,6 +119,22 @@ def cps(v, x, t, t_next, *, noise_level):
   return mean, math.sin(angle) * t_next
 
 
+def _channel_mean(x):
+  """Mean over channels by halving, f32[..., C] -> f32[...].
+
+  A reduction adds in an order that XLA chooses by the shape of the batch: the
+  same image would get one log-prob among the images of a rollout and another
+  among the fewer of an update. Here the order is written down.
+  """
+  channels = x.shape[-1]
+  width = 1 << (channels - 1).bit_length()
+  x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, width - channels),))
+  while width > 1:
+    width //= 2
+    x = x[..., :width] + x[..., width:]
+  return x[..., 0] / channels
+
+
 def gaussian_log_prob(x_next, mean, std):
   """Log-density of N(mean, std^2), averaged over channels.
 
@@ -136,7 +152,7 @@ def gaussian_log_prob(x_next, mean, std):
   """
   z = (x_next - mean) / std
   density = -0.5 * z**2 - jnp.log(std) - 0.5 * math.log(2 * math.pi)
-  return density.mean(-1)
+  return _channel_mean(density)
 
 
 def residual_log_prob(x_next, mean, std):
@@ -157,7 +173,7 @@ def residual_log_prob(x_next, mean, std):
   Source: Flow-CPS, arXiv:2509.05952, public code.
   """
   del std
-  return -((x_next - mean) ** 2).mean(-1)
+  return -_channel_mean((x_next - mean) ** 2)
 
 
 def fenced(f, t, t_next):

@@ -1,10 +1,13 @@
 """Models from configs and from weights files."""
 
 import dataclasses
+import json
 
 import jax
 
 from spatialrl.io import assets
+from spatialrl.models import autoencoder as autoencoders
+from spatialrl.models.autoencoder import AutoencoderConfig
 from spatialrl.models.lora import LoRAConfig
 from spatialrl.models.mmdit import MMDiTConfig
 from spatialrl.models.policy import Policy
@@ -12,25 +15,30 @@ from spatialrl.models.reward_model import RewardConfig, init
 from spatialrl.models.text_encoder import TextEncoderConfig
 
 
-def make_policy(config, vocabulary):
+def make_policy(config, vocabulary, autoencoder=None):
   """A Policy from its config.
 
   Args:
     config: fields `size`, `fold`, `prediction`, `width`, `depth`, `heads`,
-      `dual_layers`, `qk_norm`, `remat`, `max_tokens`,
+      `dual_layers`, `learned_positions`, `qk_norm`, `remat`, `max_tokens`,
       `text_depth`.
     vocabulary: number of token ids.
+    autoencoder: AutoencoderConfig of its latents; None folds pixels.
   """
+  fold = autoencoder.factor if autoencoder else config.fold
+  side = config.size // fold
+  channels = autoencoder.latents if autoencoder else 3 * fold**2
   return Policy(
       size=config.size,
-      fold=config.fold,
+      fold=fold,
       prediction=config.prediction,
       mmdit=MMDiTConfig(
           width=config.width,
           depth=config.depth,
           heads=config.heads,
-          channels=3 * config.fold**2,
+          channels=channels,
           dual_layers=config.dual_layers,
+          learned_positions=side if config.learned_positions else 0,
           qk_norm=config.qk_norm,
           remat=config.remat,
       ),
@@ -41,16 +49,32 @@ def make_policy(config, vocabulary):
           depth=config.text_depth,
           heads=config.heads,
       ),
+      autoencoder=autoencoder,
   )
 
 
-def load_policy(name, lora=None):
+def load_autoencoder(name):
+  """A trained autoencoder: (AutoencoderConfig, params as numpy arrays)."""
+  params, metadata = assets.load(name)
+  if "autoencoder" not in metadata:
+    raise ValueError(f"weights {name!r} are not those of an autoencoder.")
+  config = AutoencoderConfig(**json.loads(metadata["autoencoder"]))
+  expected = jax.eval_shape(
+      lambda key: autoencoders.init(config, key), jax.random.key(0)
+  )
+  assets.check_shapes(params, expected, name)
+  return config, params
+
+
+def load_policy(name, lora=None, remat=False):
   """A pretrained policy.
 
   Args:
     name: path or packaged name of a weights file.
     lora: config with `rank`, `alpha`, `targets`, or None for full
       fine-tuning; `rank` 0 means None.
+    remat: recompute layers in a backward pass, whatever was done when the
+      weights were made.
 
   Returns:
     (Policy, params as numpy arrays).
@@ -64,10 +88,11 @@ def load_policy(name, lora=None):
   policy = Policy.from_json(metadata["policy"])
   expected = jax.eval_shape(policy.init, jax.random.key(0))
   assets.check_shapes(params, expected, name)
+  adapter = None
   if lora is not None and lora.rank:
     adapter = LoRAConfig(lora.rank, lora.alpha, tuple(lora.targets))
-    policy = dataclasses.replace(policy, lora=adapter)
-  return policy, params
+  mmdit = dataclasses.replace(policy.mmdit, remat=remat)
+  return dataclasses.replace(policy, mmdit=mmdit, lora=adapter), params
 
 
 def load_reward(name):

@@ -34,6 +34,9 @@ class MMDiTConfig:
       (`pos_embed_max_size` of diffusers); 0 counts tokens from the corner.
     position_base: the table spans this many units a side (`sample_size` /
       `patch_size` of diffusers); read with a table only.
+    learned_positions: tokens a side of a learned table of unit scale, used
+      instead of the sinusoids; 0 for none. On a grid of few tokens most
+      sinusoids hardly change, so places are hard to tell apart.
   """
 
   width: int = 128
@@ -46,6 +49,7 @@ class MMDiTConfig:
   remat: bool = True
   position_table: int = 0
   position_base: int = 0
+  learned_positions: int = 0
 
   def __post_init__(self):
     if self.width % self.heads:
@@ -84,10 +88,7 @@ class MMDiT(nn.Module):
     tokens = tokens.transpose(0, 1, 3, 2, 4, 5)
     tokens = tokens.reshape(batch, rows * columns, p * p * channels)
     image = nn.Dense(c.width, name="patch_embed")(tokens)
-    places = position_features(
-        rows, columns, c.width, table=c.position_table, base=c.position_base
-    )
-    image = image + places[None]
+    image = image + self._places(rows, columns)[None]
     text = nn.Dense(c.width, name="context_embed")(text)
     vector = _MLP(c.width, name="time_embed")(time_features(t))
     vector = vector + _MLP(c.width, name="pooled_embed")(pooled)
@@ -114,6 +115,23 @@ class MMDiT(nn.Module):
     out = out.reshape(batch, rows, columns, p, p, channels)
     out = out.transpose(0, 1, 3, 2, 4, 5)
     return out.reshape(batch, height, width, channels)
+
+  def _places(self, rows, columns):
+    c = self.config
+    if not c.learned_positions:
+      return position_features(
+          rows, columns, c.width, table=c.position_table, base=c.position_base
+      )
+    side = c.learned_positions
+    if rows > side or columns > side:
+      raise ValueError(
+          f"learned_positions is {side}; an image of {rows} x {columns} tokens"
+          f" needs at least {max(rows, columns)}."
+      )
+    table = self.param(
+        "places", nn.initializers.normal(1.0), (side, side, c.width)
+    )
+    return table[:rows, :columns].reshape(rows * columns, c.width)
 
 
 class JointBlock(nn.Module):

@@ -1,7 +1,7 @@
 """The embedded policy: text encoder, MMDiT and image codec as pure functions.
 
-Latents are the image folded by `fold` x `fold` pixels into channels, so the
-network sees `(size / fold)^2` tokens and a latent position is one token.
+Latents are those of an AutoencoderKL, or the image folded by `fold` x `fold`
+pixels into channels; either way a latent position is one token.
 """
 
 import dataclasses
@@ -10,7 +10,9 @@ import json
 import jax
 import jax.numpy as jnp
 
+from spatialrl.models import autoencoder as autoencoders
 from spatialrl.models import lora as loras
+from spatialrl.models.autoencoder import AutoencoderConfig
 from spatialrl.models.mmdit import MMDiT, MMDiTConfig
 from spatialrl.models.text_encoder import TextEncoder, TextEncoderConfig
 from spatialrl.records import Conditioning
@@ -25,12 +27,14 @@ class Policy:
 
   Attributes:
     size: pixels a side of the images.
-    fold: pixels a side that make one latent position.
+    fold: pixels a side that make one latent position; the factor of the
+      autoencoder where there is one.
     prediction: "velocity", or "image": the network predicts x0 and the
       velocity is (x - x0) / t, which a network narrower than its patches can
       represent (Li and He, arXiv:2511.13720).
     mmdit: sizes of the velocity network.
     text: sizes of the text encoder.
+    autoencoder: sizes of the AutoencoderKL, or None for folded pixels.
     lora: adapters of the velocity network, or None for full fine-tuning.
   """
 
@@ -39,6 +43,7 @@ class Policy:
   prediction: str
   mmdit: MMDiTConfig
   text: TextEncoderConfig
+  autoencoder: AutoencoderConfig | None = None
   lora: loras.LoRAConfig | None = None
 
   def __post_init__(self):
@@ -50,21 +55,27 @@ class Policy:
       raise ValueError(
           f"prediction is {self.prediction!r}; allowed are {PREDICTIONS}."
       )
-    if self.mmdit.channels != 3 * self.fold**2:
+    coder = self.autoencoder
+    if coder and self.fold != coder.factor:
       raise ValueError(
-          f"channels is {self.mmdit.channels}; {3 * self.fold**2} needed for"
-          f" fold {self.fold}."
+          f"fold is {self.fold}; {coder.factor} needed for the autoencoder."
+      )
+    channels = coder.latents if coder else 3 * self.fold**2
+    if self.mmdit.channels != channels:
+      raise ValueError(
+          f"channels is {self.mmdit.channels}; {channels} needed for"
+          f" {'the autoencoder' if coder else f'fold {self.fold}'}."
       )
 
   @property
   def latent_shape(self):
     """(h, w, C)."""
     side = self.size // self.fold
-    return side, side, 3 * self.fold**2
+    return side, side, self.mmdit.channels
 
   def init(self, key):
-    """Random weights: {"text": ..., "mmdit": ...}."""
-    text_key, net_key = jax.random.split(key)
+    """Random weights: {"text": ..., "mmdit": ...[, "autoencoder": ...]}."""
+    text_key, net_key, coder_key = jax.random.split(key, 3)
     ids = jnp.zeros((1, self.text.max_tokens), jnp.int32)
     mask = jnp.ones(ids.shape, bool)
     text = TextEncoder(self.text).init(text_key, ids, mask)["params"]
@@ -73,7 +84,11 @@ class Policy:
     net = MMDiT(self.mmdit).init(
         net_key, x, t, cond.text, cond.pooled, cond.mask
     )
-    return {"text": text, "mmdit": net["params"]}
+    params = {"text": text, "mmdit": net["params"]}
+    if self.autoencoder:
+      coder = autoencoders.init(self.autoencoder, coder_key)
+      params["autoencoder"] = coder
+    return params
 
   def init_trainable(self, key, params):
     """What RL trains: fresh adapters, or a copy of the MMDiT's weights."""
@@ -133,18 +148,26 @@ class Policy:
       return out
     return (x - out) / jnp.maximum(t, _MIN_TIME)[:, None, None, None]
 
-  def to_latents(self, images):
+  def to_latents(self, params, images):
     """f32[B, size, size, 3] in [-1, 1] -> f32[B, h, w, C]."""
+    if self.autoencoder:
+      coder = params["autoencoder"]
+      return autoencoders.encode(self.autoencoder, coder, images)
     side, fold = self.size // self.fold, self.fold
     x = images.reshape(-1, side, fold, side, fold, 3)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *self.latent_shape)
 
-  def decode(self, latents):
+  def decode(self, params, latents):
     """f32[B, h, w, C] -> f32[B, size, size, 3], clipped to [-1, 1]."""
     side, fold = self.size // self.fold, self.fold
-    x = latents.reshape(-1, side, side, fold, fold, 3)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, self.size, self.size, 3)
-    return jnp.clip(x, -1.0, 1.0)
+    if self.autoencoder:
+      coder = params["autoencoder"]
+      images = autoencoders.decode(self.autoencoder, coder, latents)
+    else:
+      x = latents.reshape(-1, side, side, fold, fold, 3)
+      x = x.transpose(0, 1, 3, 2, 4, 5)
+      images = x.reshape(-1, self.size, self.size, 3)
+    return jnp.clip(images, -1.0, 1.0)
 
   def to_json(self):
     """The sizes as a JSON string, as stored beside the weights."""
@@ -156,5 +179,7 @@ class Policy:
     fields = json.loads(text)
     fields["mmdit"] = MMDiTConfig(**fields["mmdit"])
     fields["text"] = TextEncoderConfig(**fields["text"])
+    if fields.get("autoencoder"):
+      fields["autoencoder"] = AutoencoderConfig(**fields["autoencoder"])
     fields["lora"] = None
     return cls(**fields)

@@ -36,7 +36,7 @@ def run(config, workdir, mesh):
   """Trains the policy and measures it, before and after, by the oracle."""
   began = time.perf_counter()
   check(config, mesh)
-  policy, params = load_policy(config.init, config.lora)
+  policy, params = load_policy(config.init, config.lora, config.remat)
   judges = make_judges(config.rewards, mesh)
   loop = Loop(config, mesh, policy, judges)
   prompts = scenes.prompts(
@@ -256,7 +256,7 @@ class Loop:
         window=config.rollout.window,
         last_step=config.rollout.last_step,
     )
-    return trajectory, cond, policy.decode(trajectory.final)
+    return trajectory, cond, policy.decode(base, trajectory.final)
 
   def _select(self, trajectory, cond, signals, stats):
     """Signals to the batch of the update."""

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from spatialrl.data import scenes, tokenizers
 from spatialrl.evals import relations
 from spatialrl.io import assets
-from spatialrl.models.build import make_policy
-from spatialrl.models.policy import PREDICTIONS
+from spatialrl.models.build import load_autoencoder, make_policy
+from spatialrl.parallel import mesh as meshes
 from spatialrl.train import sampling
 from spatialrl.train.supervised import fit
 
@@ -19,13 +19,19 @@ def run(config, workdir, mesh):
 
   Writes `policy.safetensors` in the workdir.
   """
-  if config.loss_on not in PREDICTIONS:
+  if not 0 < config.loss_floor <= 1:
     raise ValueError(
-        f"loss_on is {config.loss_on!r}; allowed are {PREDICTIONS}."
+        f"loss_floor is {config.loss_floor}; allowed is above 0, up to 1."
     )
   tokenizer = tokenizers.load()
-  policy = make_policy(config.policy, len(tokenizer))
+  coder, frozen = None, {}
+  if config.policy.autoencoder:
+    coder, weights = load_autoencoder(config.policy.autoencoder)
+    frozen = {"autoencoder": weights}
+  policy = make_policy(config.policy, len(tokenizer), coder)
   params = policy.init(jax.random.key(config.seed))
+  params = {name: params[name] for name in params if name not in frozen}
+  frozen = jax.device_put(frozen, meshes.replicated(mesh))
   data = config.data
 
   def make_batch(step):
@@ -44,7 +50,7 @@ def run(config, workdir, mesh):
     return {"images": images, "ids": ids, "mask": mask}
 
   def loss(params, batch, key):
-    return flow_matching(policy, params, batch, key, config)
+    return flow_matching(policy, params | frozen, batch, key, config)
 
   prompts = scenes.prompts(
       config.seed, config.eval.prompts, relations=tuple(data.relations),
@@ -53,39 +59,41 @@ def run(config, workdir, mesh):
   sampler = sampling.Sampler(policy, tokenizer, mesh, config.eval)
 
   def evaluate(params):
-    images = sampler(params, None, prompts, config.seed)
+    images = sampler(params | frozen, None, prompts, config.seed)
     return relations.summary(relations.verdicts(prompts, images))
 
   state = fit(config, workdir, mesh, params, loss, make_batch, evaluate)
   assets.save(
       f"{workdir}/policy.safetensors",
-      jax.device_get(state.ema),
+      jax.device_get(state.ema | frozen),
       {"policy": policy.to_json(), "config": json.dumps(config.to_dict())},
   )
 
 
 def flow_matching(policy, params, batch, key, config):
-  """Mean squared error of the velocity, or of the image, at random times.
+  """Mean squared error of the velocity at random times.
 
   t = s u / (1 + (s - 1) u) with u uniform and s = `time_shift`: layouts are
   decided above t = 0.9, where a logit-normal draws hardly any time.
 
   Args:
     policy: Policy.
-    params: {"text": ..., "mmdit": ...}.
+    params: as `Policy.init` gives.
     batch: images u8[B, S, S, 3], ids i32[B, L], mask bool[B, L].
     key: PRNG key.
     config: fields `time_shift`; `caption_dropout`, the share of captions
-      replaced by the empty prompt, for guidance; `loss_on`, "velocity" or
-      "image", whose error is t times that of the velocity: it leaves little
-      weight to the last, fine noise.
+      replaced by the empty prompt, for guidance; `loss_floor`, the time below
+      which the error of the image counts, (t / loss_floor)^2 times that of
+      the velocity: the last, fine noise would take most of the gradient.
 
   Returns:
     (f32[], {"loss_above_0.9": f32[], the part where layouts are decided}).
   """
   time_key, noise_key, drop_key = jax.random.split(key, 3)
   rows = batch["images"].shape[0]
-  x0 = policy.to_latents(batch["images"].astype(jnp.float32) / 127.5 - 1)
+  x0 = policy.to_latents(
+      params, batch["images"].astype(jnp.float32) / 127.5 - 1
+  )
   u = jax.random.uniform(time_key, (rows,))
   t = config.time_shift * u / (1 + (config.time_shift - 1) * u)
   noise = jax.random.normal(noise_key, x0.shape)
@@ -94,8 +102,7 @@ def flow_matching(policy, params, batch, key, config):
   cond = policy.encode(params, batch["ids"], batch["mask"] & kept[:, None])
   v = policy.velocity(params, None, (1 - t_) * x0 + t_ * noise, t, cond)
   error = jnp.mean((v - (noise - x0)) ** 2, axis=(1, 2, 3))
-  if config.loss_on == "image":
-    error = error * t**2
+  error = error * (t / jnp.maximum(t, config.loss_floor)) ** 2
   early = t > 0.9
   layout = jnp.where(early, error, 0.0).sum() / jnp.maximum(early.sum(), 1)
   return error.mean(), {"loss_above_0.9": layout}

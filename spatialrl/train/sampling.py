@@ -75,5 +75,5 @@ class Sampler:
 
     times = jnp.asarray(self._times)
     x, _ = jax.lax.scan(step, x, (times[:-1], times[1:]))
-    image = policy.decode(x)
+    image = policy.decode(params, x)
     return jnp.clip(jnp.rint((image + 1) * 127.5), 0, 255).astype(jnp.uint8)

@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from spatialrl.io import assets
 from spatialrl.models import build, reward_model
+from spatialrl.models.autoencoder import AutoencoderConfig
 
 FIELDS = {
   "size": 16,
@@ -16,6 +17,7 @@ FIELDS = {
   "depth": 3,
   "heads": 2,
   "dual_layers": 1,
+  "learned_positions": True,
   "qk_norm": True,
   "remat": False,
   "max_tokens": 8,
@@ -70,6 +72,29 @@ def test_a_policy_comes_back_from_its_file(files):
   loaded, params = build.load_policy(files[0])
   assert loaded == policy() and loaded.lora is None
   equal(params, files[1])
+
+
+def test_a_policy_with_an_autoencoder_comes_back_from_its_file(tmp_path):
+  coder = AutoencoderConfig((4, 8), 6, 1, 2, scaling=1.5, shift=0.25)
+  made = build.make_policy(config_dict.ConfigDict(FIELDS), 12, coder)
+  assert made.latent_shape == (8, 8, 6) and made.fold == 2
+  weights = random_tree(jax.eval_shape(made.init, jax.random.key(0)))
+  path = str(tmp_path / "policy.safetensors")
+  assets.save(path, weights, {"policy": made.to_json()}, dtype=np.float32)
+  loaded, params = build.load_policy(path)
+  assert loaded == made and loaded.autoencoder == coder
+  equal(params, weights)
+  hash(loaded)
+
+
+def test_layers_are_recomputed_as_the_run_says_not_as_the_weights_say(files):
+  assert build.load_policy(files[0], remat=True)[0].mmdit.remat
+  assert not build.load_policy(files[0])[0].mmdit.remat
+
+
+def test_an_autoencoder_of_another_model_is_refused(files):
+  with pytest.raises(ValueError, match="not those of an autoencoder"):
+    build.load_autoencoder(files[0])
 
 
 def test_adapters_are_chosen_when_loading(files):

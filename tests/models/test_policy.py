@@ -88,16 +88,16 @@ def test_the_empty_prompt_has_no_real_token(params, cond):
 def test_decoding_undoes_the_folding():
   images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3))
   images = images.astype(np.float32)
-  latents = POLICY.to_latents(images)
+  latents = POLICY.to_latents({}, images)
   assert latents.shape == (3, *POLICY.latent_shape)
-  np.testing.assert_array_equal(POLICY.decode(latents), images)
-  np.testing.assert_array_equal(POLICY.decode(3 * latents).max(), 1.0)
+  np.testing.assert_array_equal(POLICY.decode({}, latents), images)
+  np.testing.assert_array_equal(POLICY.decode({}, 3 * latents).max(), 1.0)
 
 
 def test_a_latent_position_is_a_square_of_pixels():
   image = np.zeros((1, 16, 16, 3), np.float32)
   image[0, 3:6, 9:12] = 1.0  # inside the upper right square
-  touched = np.abs(POLICY.to_latents(image)).max(-1)[0]
+  touched = np.abs(POLICY.to_latents({}, image)).max(-1)[0]
   np.testing.assert_array_equal(touched, [[0, 1], [0, 0]])
 
 

@@ -3,19 +3,25 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
-from spatialrl.models.build import load_policy, load_reward
+from spatialrl.models.build import (
+  load_autoencoder,
+  load_policy,
+  load_reward,
+)
+from spatialrl.train import autoencoder, online, pretrain, reward, sample
 from spatialrl.train import eval as eval_job
-from spatialrl.train import online, pretrain, reward, sample
 from spatialrl.train.configs import load_config
 
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 _JOBS = {
+    "autoencoder": autoencoder,
     "pretrain": pretrain,
     "reward": reward,
     "online": online,
@@ -56,6 +62,9 @@ def test_every_config_runs(name, arg, weights, mesh, tmp_path):
   if config.job == "pretrain":
     policy, params = load_policy(str(tmp_path / "policy.safetensors"))
     assert policy.size == 16 and set(params) == {"text", "mmdit"}
+  elif config.job == "autoencoder":
+    model, _ = load_autoencoder(str(tmp_path / "autoencoder.safetensors"))
+    assert model.factor == 8 and model.scaling != 1.0
   elif config.job == "reward":
     model, _ = load_reward(str(tmp_path / "reward.safetensors"))
     assert model.size == 16
@@ -69,6 +78,21 @@ def test_every_config_runs(name, arg, weights, mesh, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert 0 <= summary["final"]["object_recall"] <= 1
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_base_over_latents_takes_its_autoencoder_along(mesh, tmp_path):
+  coder = load_config(_CONFIGS / "scenes_autoencoder.py", "tiny")
+  coder.steps = 1
+  autoencoder.run(coder, tmp_path / "coder", mesh)
+  base = load_config(_CONFIGS / "scenes_base.py", "tiny")
+  base.steps, base.policy.prediction = 1, "velocity"
+  base.policy.autoencoder = str(tmp_path / "coder/autoencoder.safetensors")
+  pretrain.run(base, tmp_path / "base", mesh)
+  policy, params = load_policy(str(tmp_path / "base/policy.safetensors"))
+  assert policy.latent_shape == (2, 2, 16)
+  model, frozen = load_autoencoder(base.policy.autoencoder)
+  assert policy.autoencoder == model
+  jax.tree.map(np.testing.assert_array_equal, params["autoencoder"], frozen)
 
 
 def test_a_trained_checkpoint_can_be_scored(weights, mesh, tmp_path):
@@ -119,12 +143,12 @@ def test_a_workdir_that_is_a_file_is_refused(weights, mesh, tmp_path):
 @pytest.mark.parametrize(
     ("name", "job", "field", "value"),
     [
-        ("scenes_base", pretrain, "loss_on", "pixels"),
+        ("scenes_base", pretrain, "loss_floor", 0.0),
         ("scenes_reward", reward, "loss", "hinge"),
     ],
 )
 def test_unknown_choices_are_named(name, job, field, value, mesh, tmp_path):
   config = load_config(_CONFIGS / f"{name}.py", "tiny")
   config[field] = value
-  with pytest.raises(ValueError, match=f"{field} is '{value}'"):
+  with pytest.raises(ValueError, match=f"{field} is {value!r}"):
     job.run(config, tmp_path, mesh)

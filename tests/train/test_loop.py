@@ -51,7 +51,8 @@ class Linear:
     words = (cond.pooled @ weights["words"])[:, None, None]
     return jnp.tanh(x @ weights["w"]) + words * t[:, None, None, None]
 
-  def decode(self, latents):
+  def decode(self, base, latents):
+    del base
     return latents.reshape(-1, 16, 16, 3)
 
 

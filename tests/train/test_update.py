@@ -149,6 +149,18 @@ def rows_of(batch, rows):
   )
 
 
+def test_a_policy_that_has_not_moved_has_ratio_exactly_one(
+  base, batch, update
+):
+  """Rollout of 8 rows, gradient of 4: two programs, the same bits."""
+  _, metrics = run(update, base, base["mmdit"], batch)
+  assert metrics["ratio_first_deviation"] == 0.0
+  assert metrics["log_prob_mismatch"] == 0.0
+  assert metrics["log_prob_difference"] == 0.0
+  assert metrics["ratio"] == metrics["ratio_max"] == 1.0
+  assert metrics["grad_norm"] > 1e-3
+
+
 @jax.jit
 def plain_loss(params, base, cond, x, x_next, t, t_next, old, advantage):
   """Sum of the losses of one step, written down a second time."""
