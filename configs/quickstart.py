@@ -19,11 +19,11 @@ def get_config(arg=""):
   c.job = "online"
   c.seed = 0
   c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
-  c.steps = 100
+  c.steps = 80
   c.init = "policy.safetensors"
   c.lora = {"rank": 0, "alpha": 64.0, "targets": (".*",)}  # 0: all weights
   c.remat = False  # True: less memory, the first ratio is 1 up to rounding
-  c.checkpoint = {"every": 25, "keep_last": 2}
+  c.checkpoint = {"every": 20, "keep_last": 2}
 
   c.prompts = {
       "relations": (1,),
@@ -46,14 +46,14 @@ def get_config(arg=""):
   c.rewards = {"spatial_score": {"weights": "reward.safetensors"}}
   c.aggregate = {"name": "weighted_sum", "weights": {"spatial_score": 1.0}}
   c.select = {"name": "topk_bottomk", "k": 3}
-  c.advantage = {"name": "group_z", "eps": 1e-4}
+  c.advantage = {"name": "group_mean_batch_std", "eps": 1e-4}
   c.credit = {"name": "uniform"}
-  c.objective = {"name": "ppo", "clip_range": 2e-3, "adv_clip": 5.0}
+  c.objective = {"name": "ppo", "clip_range": 1e-4, "adv_clip": 5.0}
   c.anchor = {"name": "velocity_mse"}
   c.train = {
       "updates": 2,  # optimizer steps an iteration
       "anchor_weight": 0.0,
-      "ema_decay": 0.9,
+      "ema_decay": 0.95,
       "ema_every": 1,
   }
   c.optimizer = {

@@ -3,10 +3,14 @@
   python -m spatialrl.main --config configs/scenes_reward.py:captions \
     --workdir runs/match
   python -m spatialrl.main --config configs/scenes_reward.py --workdir runs/rm
+  python -m spatialrl.main --config configs/scenes_reward.py:things \
+    --workdir runs/rt
 
 The first command teaches the backbone which caption an image has, as a
 vision-language model knows it beforehand; it is also the control. The second
-goes on from there with preference pairs; its result is the packaged
+goes on from there with preference pairs. The third reminds the model of things:
+half of its pairs differ in a colour or a shape, since a policy that is trained
+on relations alone lets the shapes go. Its result is the packaged
 `reward.safetensors`.
 """
 
@@ -14,7 +18,7 @@ from ml_collections import config_dict
 
 
 def get_config(arg=""):
-  """The config; `arg` is "", "captions" (the control) or "tiny"."""
+  """The config; `arg` is "", "captions" (the control), "things" or "tiny"."""
   c = config_dict.ConfigDict()
   c.job = "reward"
   c.seed = 0
@@ -32,6 +36,7 @@ def get_config(arg=""):
       "kind": "pairs",
       "relations": (1, 1, 2, 3),  # of the prompts of a batch, in turn
       "perturbed": (1, 3),  # relations that the loser breaks
+      "things_share": 0.0,  # of pairs that differ in a thing, not a relation
       "noise": 0.3,  # largest std of the noise added to an image in [-1, 1]
       "wrong_share": 0.0,  # of captions, for kind "captions"
   }
@@ -55,6 +60,9 @@ def get_config(arg=""):
   if arg == "captions":
     c.init, c.steps = "", 600
     c.data.kind = "captions"
+  elif arg == "things":
+    c.init = "runs/rm/reward.safetensors"
+    c.data.things_share = 0.5
   elif arg == "tiny":
     c.init = ""
     c.steps, c.batch, c.log_every, c.eval_every = 4, 8, 2, 4
@@ -63,6 +71,7 @@ def get_config(arg=""):
     c.checkpoint.every = 2
   elif arg:
     raise ValueError(
-        f"config argument is {arg!r}; allowed are 'captions' and 'tiny'."
+        f"config argument is {arg!r}; allowed are 'captions', 'things',"
+        " 'tiny'."
     )
   return c

@@ -3,8 +3,9 @@
   python -m experiments.throughput.measure --config configs/quickstart.py \
     --iterations 20 --out experiments/throughput/results.json
 
-The floor of a phase is its matrix multiplications, counted by hand, at the
-fastest float32 matmul rate measured in the same process. Times are only
+The floor of a phase is its matrix multiplications, counted by hand, and the
+convolutions of the decoder, counted by XLA, at the fastest float32 matmul rate
+measured in the same process. Times are only
 compared within one run.
 """
 
@@ -92,7 +93,8 @@ def operations(config, policy, judges):
   forward = policy_flops(policy, text) * calls
   updated = online.kept_rows(config) * config.rollout.window
   work = {
-      "rollout": images * config.rollout.steps * forward,
+      "rollout": images
+      * (config.rollout.steps * forward + decoder_flops(policy)),
       # The gradient costs a forward and two passes of the same size.
       "update": updated * forward * 3,
   }
@@ -114,6 +116,14 @@ def policy_flops(policy, text):
   modulation = 2 * 12 * d * d * c.depth
   attention = 4 * (tokens + text) ** 2 * d * c.depth
   return streams + modulation + attention
+
+
+def decoder_flops(policy):
+  """FLOPs of decoding one image, as XLA counts them before it optimises."""
+  params = jax.eval_shape(policy.init, jax.random.key(0))
+  latents = jax.ShapeDtypeStruct((1, *policy.latent_shape), jnp.float32)
+  cost = jax.jit(policy.decode).lower(params, latents).cost_analysis()
+  return cost.get("flops", 0.0)
 
 
 def reward_flops(model):

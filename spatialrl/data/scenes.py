@@ -12,7 +12,8 @@ from spatialrl.data import positions
 from spatialrl.scenes import grammar, perturb, render, sample
 from spatialrl.scenes import graph as graphs
 
-_PAIRS, _PROMPTS = 1, 2  # keep the streams of the functions below apart
+# They keep the streams of the functions below apart.
+_PAIRS, _PROMPTS, _THINGS = 1, 2, 3
 _TRIES = 8  # perturbations of one scene before another scene is drawn
 _ROUND = 256  # scenes drawn at once for prompts
 _EMPTY_ROUNDS = 20  # without a new prompt, before giving up
@@ -139,6 +140,42 @@ def reward_pairs(
       contradicted=np.array(
           [perturb.contradicted(g[0], b[0]) for g, b in pairs], np.int32
       ),
+  )
+
+
+def thing_pairs(seed, step, batch, *, size, relations):
+  """Draws pairs of images that differ in the colour or shape of one thing.
+
+  Places and sizes are the same, and the relations between the places.
+
+  Args:
+    seed: int >= 0.
+    step: int >= 0; every (seed, step) is a batch of its own.
+    batch: int, B.
+    size: int, pixels a side, S.
+    relations: tuple of ints from 1 to 6, relations a prompt may state.
+
+  Returns:
+    Pairs; `contradicted` counts the relations of the thing that changed.
+  """
+  rng = np.random.default_rng([seed, step, _THINGS])
+  kept = []
+  while len(kept) < batch:
+    drawn = _scenes(rng, batch - len(kept), relations, False)
+    for graph, placed in zip(*drawn, strict=True):
+      other, index = perturb.other_thing(rng, graph)
+      if not any(graphs.is_held_out(a, b) for a, _, b in other.triples()):
+        touched = sum(
+            index in (r.subject, r.object) for r in graph.relations
+        )
+        kept.append((graph, other, placed, touched))
+  shown, changed, placed, touched = map(list, zip(*kept, strict=True))
+  return Pairs(
+      prompts=[grammar.prompt(graph) for graph in shown],
+      perturbed_prompts=[grammar.prompt(graph) for graph in changed],
+      perfect=render.render_batch(shown, placed, size),
+      perturbed=render.render_batch(changed, placed, size),
+      contradicted=np.array(touched, np.int32),
   )
 
 

@@ -53,6 +53,22 @@ def make_policy(config, vocabulary, autoencoder=None):
   )
 
 
+def new_policy(config, vocabulary):
+  """A policy to be trained from scratch, and the weights that stay as they are.
+
+  Args:
+    config: as for `make_policy`, and `autoencoder`, its weights file or "".
+    vocabulary: number of token ids.
+
+  Returns:
+    (Policy, {"autoencoder": numpy arrays}, or {} without one).
+  """
+  if not config.autoencoder:
+    return make_policy(config, vocabulary), {}
+  coder, weights = load_autoencoder(config.autoencoder)
+  return make_policy(config, vocabulary, coder), {"autoencoder": weights}
+
+
 def load_autoencoder(name):
   """A trained autoencoder: (AutoencoderConfig, params as numpy arrays)."""
   params, metadata = assets.load(name)

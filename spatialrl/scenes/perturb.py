@@ -43,6 +43,35 @@ def perturb(rng, graph, *, relations):
   )
 
 
+def other_thing(rng, graph):
+  """Gives one thing another colour or another shape.
+
+  Ours: the published pairs differ in relations only, as the backbone of
+  SpatialScore knows things from before and keeps what it knows.
+
+  Args:
+    rng: numpy Generator.
+    graph: SceneGraph.
+
+  Returns:
+    (SceneGraph with the same relations and distinct labels, i32 index of the
+    thing that changed).
+  """
+  index = int(rng.integers(len(graph.things)))
+  thing = graph.things[index]
+  taken = {other.label for other in graph.things}
+  field, names = (
+      ("colour", tuple(graphs.COLOURS))
+      if rng.uniform() < 0.5
+      else ("shape", graphs.SHAPES)
+  )
+  options = [dataclasses.replace(thing, **{field: name}) for name in names]
+  options = [option for option in options if option.label not in taken]
+  things = list(graph.things)
+  things[index] = options[rng.integers(len(options))]
+  return dataclasses.replace(graph, things=tuple(things)), index
+
+
 def contradicted(graph, other):
   """How many relations of `graph` cannot hold where those of `other` do.
 

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from spatialrl.data import scenes, tokenizers
 from spatialrl.io import steps
 from spatialrl.io.checkpoint import load_params
-from spatialrl.models.build import load_policy, make_policy
+from spatialrl.models.build import load_policy, new_policy
 from spatialrl.models.policy import Policy
 from spatialrl.parallel.mesh import AXES
 from spatialrl.train.sampling import Sampler
@@ -60,8 +60,8 @@ def open_run(workdir, *, field="ema"):
     for step in _whole_steps(workdir)
   }
   if config.job == "pretrain":
-    policy = make_policy(config.policy, len(tokenizers.load()))
-    weights = {title: (params, None) for title, params in saved.items()}
+    policy, frozen = new_policy(config.policy, len(tokenizers.load()))
+    weights = {t: (params | frozen, None) for t, params in saved.items()}
   else:
     policy, base = load_policy(config.init, config.get("lora"))
     weights = {"base": (base, None)}

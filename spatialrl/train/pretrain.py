@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from spatialrl.data import scenes, tokenizers
 from spatialrl.evals import relations
 from spatialrl.io import assets
-from spatialrl.models.build import load_autoencoder, make_policy
+from spatialrl.models.build import new_policy
 from spatialrl.parallel import mesh as meshes
 from spatialrl.train import sampling
 from spatialrl.train.supervised import fit
@@ -24,11 +24,7 @@ def run(config, workdir, mesh):
         f"loss_floor is {config.loss_floor}; allowed is above 0, up to 1."
     )
   tokenizer = tokenizers.load()
-  coder, frozen = None, {}
-  if config.policy.autoencoder:
-    coder, weights = load_autoencoder(config.policy.autoencoder)
-    frozen = {"autoencoder": weights}
-  policy = make_policy(config.policy, len(tokenizer), coder)
+  policy, frozen = new_policy(config.policy, len(tokenizer))
   params = policy.init(jax.random.key(config.seed))
   params = {name: params[name] for name in params if name not in frozen}
   frozen = jax.device_put(frozen, meshes.replicated(mesh))

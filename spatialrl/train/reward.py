@@ -31,6 +31,11 @@ def run(config, workdir, mesh):
     raise ValueError(
         f"data.kind is {config.data.kind!r}; allowed are {KINDS}."
     )
+  if not 0 <= config.data.things_share < 1:
+    raise ValueError(
+        f"data.things_share is {config.data.things_share}; allowed is 0 up to,"
+        " and without, 1."
+    )
   if config.batch % 2:
     raise ValueError(f"batch is {config.batch}; it must be even.")
   if config.loss not in PREFERENCE_LOSSES:
@@ -79,12 +84,14 @@ def run(config, workdir, mesh):
   rater = Rater(model, tokenizer, mesh, config.eval.batch)
 
   def evaluate(params):
-    return {
+    accuracy = {
         f"pair_accuracy_{name}": pair_accuracy(
             rater, params, config.eval.pairs, model.size, perturbed, relations
         )
         for name, (perturbed, relations) in SPLITS.items()
     }
+    things = thing_accuracy(rater, params, config.eval.pairs, model.size)
+    return accuracy | {"pair_accuracy_things": things}
 
   state = fit(
       config, workdir, mesh, params, loss,
@@ -110,6 +117,16 @@ def pair_accuracy(rater, params, pairs, size, perturbed, relations):
   data = scenes.reward_pairs(
       _HELD_OUT_SEED, 0, pairs, size=size, relations=relations,
       perturbed=perturbed, held_out=True,
+  )
+  better, _ = rater(params, data.perfect, data.prompts)
+  worse, _ = rater(params, data.perturbed, data.prompts)
+  return float(np.mean(better > worse))
+
+
+def thing_accuracy(rater, params, pairs, size):
+  """Share of new scenes scored above the same with another colour or shape."""
+  data = scenes.thing_pairs(
+      _HELD_OUT_SEED, 0, pairs, size=size, relations=(1, 2, 3)
   )
   better, _ = rater(params, data.perfect, data.prompts)
   worse, _ = rater(params, data.perturbed, data.prompts)
@@ -155,15 +172,26 @@ def _preferences(config, model, tokenizer, step):
   the perturbed image wins: no image is better by itself.
   """
   relations = _relations(config, step)
-  pairs = scenes.reward_pairs(
-      config.seed, step, config.batch // 2, size=model.size,
+  things = round(config.batch // 2 * config.data.things_share)
+  related = scenes.reward_pairs(
+      config.seed, step, config.batch // 2 - things, size=model.size,
       relations=(relations,), perturbed=tuple(config.data.perturbed),
   )
-  prompts = [*pairs.prompts, *pairs.perturbed_prompts]
+  made = [related]
+  if things:
+    made.append(scenes.thing_pairs(
+        config.seed, step, things, size=model.size, relations=(relations,)
+    ))
+  first, second = (
+      np.concatenate([getattr(pairs, side) for pairs in made])
+      for side in ("perfect", "perturbed")
+  )
+  prompts = [p for pairs in made for p in pairs.prompts]
+  prompts += [p for pairs in made for p in pairs.perturbed_prompts]
   length = tokenizers.caption_tokens(relations)
   ids, mask = tokenizers.encode(tokenizer, prompts, length)
-  winner = np.concatenate([pairs.perfect, pairs.perturbed])
-  loser = np.concatenate([pairs.perturbed, pairs.perfect])
+  winner = np.concatenate([first, second])
+  loser = np.concatenate([second, first])
   return {
       "images": np.stack([winner, loser], axis=1),
       "ids": np.stack([ids, ids], axis=1),

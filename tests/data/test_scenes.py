@@ -148,6 +148,36 @@ def test_only_the_perfect_image_satisfies_the_prompt(perturbed, held_out):
   assert checked > 15
 
 
+def test_the_images_of_a_thing_pair_differ_in_one_thing_only():
+  pairs = scenes.thing_pairs(5, 0, 48, size=32, relations=(1, 2, 3))
+  changed_colour = 0
+  for i, (prompt, other) in enumerate(
+      zip(pairs.prompts, pairs.perturbed_prompts, strict=True)
+  ):
+    before, after = grammar.parse(prompt), grammar.parse(other)
+    assert before.relations == after.relations
+    assert in_split(prompt, False) and in_split(other, False)
+    unlike = [
+        (a, b) for a, b in zip(before.things, after.things, strict=True)
+        if a != b
+    ]
+    assert len(unlike) == 1
+    a, b = unlike[0]
+    assert (a.colour == b.colour) != (a.shape == b.shape)
+    index = before.things.index(a)
+    related = sum(index in (r.subject, r.object) for r in before.relations)
+    assert pairs.contradicted[i] == related
+    changed_colour += a.colour != b.colour
+    # The picture changes there and nowhere else: a thing is 0.34 wide at most.
+    moved = np.argwhere(
+        (pairs.perfect[i] != pairs.perturbed[i]).any(-1)
+    )
+    assert 0 < np.ptp(moved, axis=0).max() <= 0.34 * 32 + 1
+  assert 12 < changed_colour < 36
+  again = scenes.thing_pairs(5, 0, 48, size=32, relations=(1, 2, 3))
+  np.testing.assert_array_equal(again.perturbed, pairs.perturbed)
+
+
 def test_pairs_state_each_number_of_relations_equally_often():
   made = pairs(batch=600, relations=(1, 3, 6))
   stated = [len(grammar.parse(prompt).relations) for prompt in made.prompts]

@@ -32,7 +32,11 @@ _RUNS = [
     (path.stem, arg)
     for path in sorted(_CONFIGS.glob("*.py"))
     for arg in ("tiny",)
-] + [("scenes_eval", "sample"), ("scenes_reward", "captions")]
+] + [
+    ("scenes_eval", "sample"),
+    ("scenes_reward", "captions"),
+    ("scenes_reward", "things"),
+]
 
 
 def tiny(name, arg, weights):
@@ -42,10 +46,10 @@ def tiny(name, arg, weights):
     config.init = weights[0]
   if "rewards" in config and "spatial_score" in config.rewards:
     config.rewards.spatial_score.weights = weights[1]
-  if arg == "captions":
-    kind = config.data.kind
+  if arg in ("captions", "things"):
+    data = config.data
     config = load_config(_CONFIGS / f"{name}.py", "tiny")
-    config.data.kind = kind
+    config.data = data
   if arg == "sample":
     config.sample.count, config.eval.images, config.eval.batch = 2, 2, 4
   if "steps" in config:
