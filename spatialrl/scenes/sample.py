@@ -29,10 +29,18 @@ def sample_scenes(
 
   Returns:
     list of (SceneGraph, Layout), things in order of mention.
+
+  Raises:
+    ValueError: for a number of relations that no scene has.
   """
   for number in relations:
     if number not in (1, 2, 3, 4, 5, 6):
       raise ValueError(f"relations is {relations}; allowed are 1 to 6.")
+  if tuple(predicates) == ("inside",) and max(relations) > 1:
+    raise ValueError(
+        f"relations is {relations}; only 1 is allowed when inside is the only"
+        " predicate."
+    )
   wanted = rng.choice(np.asarray(relations), count)
   scenes = [None] * count
   for number in sorted(set(relations)):

@@ -189,6 +189,11 @@ def test_inside_is_sampled_when_it_is_all_there_is(held_out, rng):
     assert graphs.is_held_out(*labels) == held_out
 
 
+def test_no_scene_has_two_relations_that_are_all_inside(rng):
+  with pytest.raises(ValueError, match="relations is .* only 1 is allowed"):
+    sample.sample_scenes(rng, 1, relations=(1, 3), predicates=("inside",))
+
+
 def test_the_split_stays_and_is_blind_to_order():
   labels = [" ".join(label) for label in LABELS]
   pairs = list(itertools.combinations(labels, 2))
