@@ -2,7 +2,7 @@
 
   python -m spatialrl.main --config configs/scenes_grpo.py --workdir runs/grpo
 
-The quickstart's run, six times as long. `:full` sends every image of a group
+The quickstart's run, four times as long. `:full` sends every image of a group
 into the update, the control for top-k filtering; `:oracle` trains on the
 measuring stick itself, the upper bound.
 """
