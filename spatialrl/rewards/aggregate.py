@@ -3,14 +3,16 @@
 import jax.numpy as jnp
 
 
-def weighted_sum(signals, *, weights):
-  r"""Adds the scalar signals, $R_i = \sum_j w_j s_{j,i}$.
+def weighted_sum(signals, *, weights, caps=None):
+  r"""Adds the scalar signals, $R_i = \sum_j w_j \min(s_{j,i}, c_j)$.
 
   A signal of weight 0 is only reported, so its failures do not count.
 
   Args:
     signals: dict of records.Signals by judge name.
     weights: dict of float by judge name, the same names.
+    caps: dict of float by judge name: the score c_j above which more counts
+      nothing, since what raises it further may not be what was meant (ours).
 
   Returns:
     f32[B]; -inf where any signal of non-zero weight failed (is -inf).
@@ -25,6 +27,11 @@ def weighted_sum(signals, *, weights):
     raise ValueError(
       f"weights is {weights}, but at least one weight must not be 0."
     )
+  caps = caps or {}
+  if not set(caps) <= set(signals):
+    raise ValueError(
+      f"caps names {sorted(caps)}, but the judges are {sorted(signals)}."
+    )
   total, failed = 0.0, False
   for name, weight in used.items():
     scalar = signals[name].scalar
@@ -33,7 +40,7 @@ def weighted_sum(signals, *, weights):
         f"weights gives {weight} to {name!r}, but that judge returns no scalar;"
         " set its weight to 0."
       )
-    total = total + weight * scalar
+    total = total + weight * jnp.minimum(scalar, caps.get(name, jnp.inf))
     failed = failed | (scalar == -jnp.inf)
   return jnp.where(failed, -jnp.inf, total).astype(jnp.float32)
 

@@ -65,6 +65,17 @@ def test_weighted_sum_adds(rng):
   np.testing.assert_allclose(run("weighted_sum", values), want, rtol=1e-6)
 
 
+def test_what_is_above_a_cap_counts_as_the_cap(rng):
+  values = signals(rng)
+  got = aggregate.weighted_sum(values, weights=WEIGHTS, caps={"spatial": 0.1})
+  spatial = np.minimum(values["spatial"].scalar, 0.1)
+  assert (spatial == np.float32(0.1)).any() and (spatial < 0.1).any()
+  want = 0.75 * spatial - 0.5 * values["quality"].scalar
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  with pytest.raises(ValueError, match="caps names .'colour'., but the judges"):
+    aggregate.weighted_sum(values, weights=WEIGHTS, caps={"colour": 1.0})
+
+
 def test_a_signal_of_weight_zero_is_only_reported(rng):
   values = signals(rng)
   values["quality"] = records.Signals(scalar=jnp.full(B, -jnp.inf))
