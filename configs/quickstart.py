@@ -6,8 +6,8 @@
 SpatialScore (arXiv:2602.24233) on the embedded world: the packaged policy, the
 packaged reward, Flow-GRPO with top-k filtering.
 
-150 iterations, some minutes on 2 CPU cores; experiments/quickstart has what came
-out.
+150 iterations, below ten minutes on 2 CPU cores; experiments/quickstart has
+what came out.
 """
 
 from ml_collections import config_dict
