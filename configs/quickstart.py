@@ -22,7 +22,7 @@ def get_config(arg=""):
   c.steps = 150
   c.init = "policy.safetensors"
   c.lora = {"rank": 0, "alpha": 64.0, "targets": (".*",)}  # 0: all weights
-  c.remat = False  # True: less memory, the first ratio is 1 up to rounding
+  c.remat = False  # True: recompute layers in the gradient, for less memory
   c.checkpoint = {"every": 25, "keep_last": 2}
 
   c.prompts = {

@@ -5,8 +5,7 @@
 
 The floor of a phase is its matrix multiplications, counted by hand, and the
 convolutions of the decoder, counted by XLA, at the fastest float32 matmul rate
-measured in the same process. Times are only
-compared within one run.
+measured in the same process. Times are only compared within one run.
 """
 
 import argparse

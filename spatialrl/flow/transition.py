@@ -244,8 +244,9 @@ def evaluate_step(velocity, x, x_next, t, t_next, *, transition, log_prob):
   """Scores a stored step under a policy, as the rollout did.
 
   For times of shape f32[] and a `repeatable` network in float32, the log-prob
-  of an unchanged policy equals the stored one to the last bit. Other networks
-  come within rounding of it. Visit steps with a loop or `lax.scan`: under
+  of an unchanged policy equals the stored one to the last bit, if the matrix
+  products round alike for the numbers of rows of the two programs. Otherwise
+  it comes within rounding of it. Visit steps with a loop or `lax.scan`: under
   `vmap` over times `fenced` has no effect.
 
   Args:

@@ -11,6 +11,7 @@ from spatialrl.data import scenes
 from spatialrl.evals import relations
 from spatialrl.io import assets
 from spatialrl.models import autoencoder
+from spatialrl.scenes import render
 from spatialrl.train.supervised import fit
 
 _HELD_OUT_SEED = 1 << 20  # evaluation scenes share no seed with training
@@ -98,9 +99,8 @@ def _decode(model, params, z):
 
 def _evaluate(reconstructed, images, captions, _):
   """What the oracle still sees in the images that come back."""
-  pictures = np.asarray(reconstructed[0])
-  pictures = np.clip(np.rint((pictures + 1) * 127.5), 0, 255).astype(np.uint8)
-  error = (pictures.astype(np.float32) - images) / 127.5
+  pictures = render.to_uint8(reconstructed[0])
+  error = render.to_float(pictures) - render.to_float(images)
   seen = relations.summary(relations.verdicts(captions, pictures))
   return {
       "reconstructed_all_relations": seen["all_relations"],
