@@ -35,6 +35,9 @@ def get_config(arg=""):
       "group": 12,  # images a prompt
       "steps": 8,
       "guidance": 1.0,
+      # Images a network call, 0 for all. As many as in an optimizer step make
+      # the first ratio exactly 1.
+      "chunk": 36,
       "window": 3,  # stochastic steps, the ones that are trained
       "window_range": (0, 4),
       "last_step": "ode",
@@ -79,7 +82,7 @@ def get_config(arg=""):
   if arg == "tiny":
     c.steps = 2
     c.prompts.update({"count": 16, "per_step": 2})
-    c.rollout.group = 4
+    c.rollout.update({"group": 4, "chunk": 2})
     c.select.k = 1
     c.eval.update({
         "every": 1, "prompts": 8, "images": 2, "quick_prompts": 8,

@@ -22,6 +22,7 @@ def get_config(arg=""):
   c.eval.every = 25
   if arg == "full":
     c.select = {"name": "all"}
+    c.rollout.chunk = 72
   elif arg == "oracle":
     c.rewards = {"oracle": {}}
     c.aggregate.weights = {"oracle": 1.0}

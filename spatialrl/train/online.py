@@ -91,6 +91,12 @@ def check(config, mesh):
       r.last_step,
   )
   slots(config)
+  if r.chunk and p.per_step * r.group % r.chunk:
+    raise ValueError(
+        f"rollout.chunk is {r.chunk}; it must divide the"
+        f" {p.per_step * r.group} images of an iteration, or be 0."
+    )
+  meshes.check_divides(mesh, "rollout.chunk", r.chunk)
   rows = kept_rows(config)
   if rows % config.train.updates:
     raise ValueError(
@@ -244,6 +250,9 @@ class Loop:
     noise = rollouts.initial_noise(
         key, group, policy.latent_shape, shared=config.rollout.shared_noise
     )
+    if config.rollout.chunk:
+      twins = 1 if config.rollout.guidance == 1 else 2
+      velocity = rollouts.in_chunks(velocity, twins * config.rollout.chunk)
     trajectory = rollouts.rollout(
         rollouts.guided(velocity, cond, empty, config.rollout.guidance),
         jax.lax.with_sharding_constraint(noise, self._rows),

@@ -16,9 +16,9 @@ def make_update(policy, optimizer, slots, config, *, guidance):
   """Builds the update of one iteration.
 
   Without rematerialised layers the network is wrapped in `repeatable`, so
-  that the first ratio of an iteration is exactly 1 in float32, as far as the
-  matrix products of the rollout and of the update round alike. XLA may block
-  them otherwise for other numbers of rows: 1.2e-7 was seen.
+  that the first ratio of an iteration is exactly 1 in float32 when the rollout
+  calls the network with as many rows as the update (`rollout.in_chunks`). XLA
+  blocks matrix products of other sizes otherwise: 1.2e-7 was seen.
 
   Args:
     policy: Policy.

@@ -223,3 +223,21 @@ def test_rollout_refuses_what_cannot_be():
     run(last_step="x0")
   with pytest.raises(ValueError, match="rollout.window is 10, .* 0 to 9"):
     run(start=0, window=10)
+
+
+def test_chunks_change_the_calls_and_nothing_else():
+  sizes = []
+
+  def field(x, t, cond):
+    sizes.append(x.shape[0])
+    return network(x, t) + cond[:, None, None]
+
+  cond = jnp.arange(B * C, dtype=jnp.float32).reshape(B, C)
+  t = jnp.linspace(0, 1, B)
+  whole = field(START, t, cond)
+  np.testing.assert_allclose(
+    flow.in_chunks(field, 2)(START, t, cond), whole, atol=1e-6
+  )
+  assert set(sizes) == {B, 2}
+  with pytest.raises(ValueError, match="chunks of 4 rows do not divide .* 6"):
+    flow.in_chunks(field, 4)(START, t, cond)

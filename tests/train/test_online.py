@@ -110,9 +110,10 @@ def test_no_program_is_compiled_twice_and_ratios_start_at_one(
 ):
   config = online_config
   config.rollout.window_range = (0, 6)
-  # As many rows in the update as in the rollout: matrix products of a
-  # handful of rows round differently from larger ones.
-  config.rollout.group, config.select.k, config.train.updates = 8, 4, 1
+  # 16 images in the rollout, 8 in a gradient: without chunks the matrix
+  # products of the two sizes round differently.
+  config.rollout.group, config.select.k, config.train.updates = 8, 2, 1
+  config.rollout.chunk = 8
   policy, params = load_policy(config.init, config.lora)
   loop = online.Loop(config, mesh, policy, make_judges(config.rewards, mesh))
   base = jax.device_put(params)
@@ -152,6 +153,7 @@ def test_prompts_of_an_iteration_depend_on_seed_and_step(online_config):
         ({"rollout.window": 9}, ("rollout.window is 9",)),
         ({"rollout.window_range": (0, 8)}, ("rollout.window_range",)),
         ({"rollout.group": 0}, ("rollout.group is 0",)),
+        ({"rollout.chunk": 3}, ("rollout.chunk is 3", "divide")),
         ({"prompts.per_step": 99}, ("prompts.per_step is 99", "16")),
         ({"train.updates": 3}, ("train.updates is 3", "divide")),
         ({"log_prob": "exact"}, ("log_prob is 'exact'", "gaussian")),
