@@ -1,23 +1,27 @@
 """The embedded base policy: flow matching on scenes with unreliable captions.
 
   python -m spatialrl.main --config configs/scenes_base.py --workdir runs/base
+  python -m spatialrl.main --config configs/scenes_base.py:longer \
+    --workdir runs/base_longer
 
 35% of the captions state a wrong relation, as captions from the web do, so the
 model learns to draw things well and to place them badly. Its latents are those
 of configs/scenes_autoencoder.py, trained before; `:pixels` is the same network
-over folded pixels, the comparison in experiments/base. The result is the
-packaged `policy.safetensors`.
+over folded pixels, the comparison in experiments/base. The second command goes
+on from the first with new scenes and more of the middle times, where shapes are
+decided. Its result is the packaged `policy.safetensors`.
 """
 
 from ml_collections import config_dict
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` is "", "longer", "pixels" or "tiny" (seconds, 16 px)."""
   c = config_dict.ConfigDict()
   c.job = "pretrain"
   c.seed = 0
   c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
+  c.init = ""  # a weights file to go on from, whose shapes then count
   c.steps = 10000
   c.batch = 64
   c.ema_decay = 0.999
@@ -63,6 +67,11 @@ def get_config(arg=""):
       "guidance": 1.0,
       "max_tokens": 6,
   }
+  if arg == "longer":
+    c.init = "runs/base/policy.safetensors"
+    c.seed = 1  # other scenes than before
+    c.time_shift = 2.0
+    c.optimizer.learning_rate = 7e-4
   if arg in ("pixels", "tiny"):
     c.loss_floor = 0.3
     c.policy.autoencoder, c.policy.prediction = "", "image"
@@ -71,8 +80,8 @@ def get_config(arg=""):
     c.policy.update({"size": 16, "width": 32, "depth": 2, "text_depth": 1})
     c.eval.update({"prompts": 8, "batch": 8, "steps": 2})
     c.checkpoint.every = 2
-  elif arg not in ("", "pixels"):
+  elif arg not in ("", "longer", "pixels"):
     raise ValueError(
-        f"config argument is {arg!r}; allowed are 'pixels' and 'tiny'."
+        f"config argument is {arg!r}; allowed are 'longer', 'pixels', 'tiny'."
     )
   return c

@@ -2,9 +2,10 @@
 
   python -m spatialrl.main --config configs/scenes_grpo.py --workdir runs/grpo
 
-The quickstart's run, four times as long. `:full` sends every image of a group
-into the update, the control for top-k filtering; `:oracle` trains on the
-measuring stick itself, the upper bound.
+The quickstart's run with guidance, which draws things more surely, two and a
+half times as long, with a learning rate that falls to 0. `:full` sends every
+image of a group into the update, the control for top-k filtering; `:oracle`
+trains on the measuring stick itself, the upper bound.
 """
 
 import pathlib
@@ -18,7 +19,10 @@ def get_config(arg=""):
   c = load_config(path, "tiny" if arg == "tiny" else "")
   if arg == "tiny":
     return c
-  c.steps = 600
+  c.steps = 300
+  c.rollout.guidance = c.eval.guidance = 1.5
+  c.optimizer.schedule = "cosine"
+  c.train.ema_decay = 0.95
   c.eval.every = 25
   if arg == "full":
     c.select = {"name": "all"}

@@ -29,25 +29,21 @@ def main():
   runs = pathlib.Path(args.runs)
   began = time.monotonic()
   _finish(_command(args, runs / "first"))
-  whole = time.monotonic() - began
   _finish(_command(args, runs / "second"))
+  steps = len(read_metrics(runs / "first"))
+  pace = (time.monotonic() - began) / (2 * steps)  # seconds an iteration
   draw = random.Random(args.seed)
   moments = []
-  for _ in range(args.kills):
+  for after in sorted(draw.uniform(0, 0.95 * steps) for _ in range(args.kills)):
     process = subprocess.Popen(_command(args, runs / "killed"))
-    moment = draw.uniform(0.05, 0.9) * whole
-    try:
-      process.wait(moment)
-      break  # it was done before it could be killed
-    except subprocess.TimeoutExpired:
-      process.send_signal(signal.SIGKILL)
-      process.wait()
-    path = runs / "killed" / "metrics.jsonl"
-    rows = read_metrics(path) if path.exists() else []
-    moments.append({
-        "after_seconds": moment,
-        "last_step": rows[-1]["step"] if rows else 0,
-    })
+    while _last_step(runs / "killed") < int(after):
+      if process.poll() is not None:
+        raise RuntimeError(f"the run ended with code {process.returncode}.")
+      time.sleep(0.002)
+    time.sleep(draw.uniform(0, 2 * pace))  # anywhere in an iteration or a save
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    moments.append(_last_step(runs / "killed"))
   _finish(_command(args, runs / "killed"))
   rows = {
       name: without_timings(read_metrics(runs / name))
@@ -56,7 +52,7 @@ def main():
   result = {
       "config": args.config,
       "steps": len(rows["first"]),
-      "kills": moments,
+      "killed_after_steps": moments,
       "same_command_twice_is_identical": rows["first"] == rows["second"],
       "killed_run_is_identical": rows["first"] == rows["killed"],
   }
@@ -70,6 +66,12 @@ def _command(args, workdir):
       "--workdir", str(workdir),
       *(f"--{override}" for override in args.overrides),
   ]
+
+
+def _last_step(workdir):
+  """Iterations whose metrics are on disk; a torn last line does not count."""
+  path = workdir / "metrics.jsonl"
+  return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _finish(command):

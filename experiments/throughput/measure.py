@@ -56,8 +56,8 @@ def measure(config, mesh, iterations):
   )
   rows = []
   for step in range(iterations + 1):
-    chosen = online.choose_prompts(prompts, config, step)
-    state, values = loop.iterate(base, state, chosen, step)
+    chosen, labels = online.choose_prompts(prompts, config, step)
+    state, values = loop.iterate(base, state, chosen, labels, step)
     rows.append(values)
   evaluation = Evaluation(config, mesh, policy, judges)
   evaluation.quick(base, state.ema)

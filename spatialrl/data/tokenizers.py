@@ -99,6 +99,28 @@ def encode(tokenizer, prompts, max_tokens):
   return ids, mask
 
 
+def word_table(tokenizer, kinds):
+  """Which token ids are words of some kinds, bool[V].
+
+  Args:
+    tokenizer: as `load` returns it.
+    kinds: names of WORD_KINDS.
+
+  Raises:
+    ValueError: for an unknown kind.
+  """
+  vocabulary = tokenizer.get_vocab()
+  table = np.zeros(len(vocabulary), bool)
+  for kind in kinds:
+    if kind not in grammar.WORD_KINDS:
+      raise ValueError(
+          f"word kind {kind!r} is unknown; allowed are"
+          f" {sorted(grammar.WORD_KINDS)}."
+      )
+    table[[vocabulary[word] for word in grammar.WORD_KINDS[kind]]] = True
+  return table
+
+
 def _words(tokenizer, prompt):
   backend = tokenizer.backend_tokenizer
   text = backend.normalizer.normalize_str(prompt)

@@ -22,7 +22,9 @@ LAST_STEPS = ("noise", "ode")
 _INITIAL, _STEPS = 0, 1  # purposes, so that one key can serve both
 
 
-def check_window(steps, window_range, window, transition, last_step):
+def check_window(
+  steps, window_range, window, transition, last_step, density=True
+):
   """Refuses a stochastic window that would cover a step without noise.
 
   Args:
@@ -31,6 +33,7 @@ def check_window(steps, window_range, window, transition, last_step):
     window: number of stochastic steps W, anywhere in that range; 0 is the ODE.
     transition: name in TRANSITIONS.
     last_step: one of LAST_STEPS.
+    density: whether the objective reads densities of the window's steps.
 
   Raises:
     ValueError: in one sentence, the field, its value and what is allowed.
@@ -41,14 +44,14 @@ def check_window(steps, window_range, window, transition, last_step):
   end, why = steps, f"there are {steps} steps"
   if last_step == "ode":
     end, why = steps - 1, "rollout.last_step ode draws no noise in the last one"
-  elif transition in transitions.NOISELESS_AT_ZERO:
+  elif density and transition in transitions.NOISELESS_AT_ZERO:
     end, why = steps - 1, f"{transition} has no noise in the last step"
   if not 0 <= lo <= hi <= end:
     raise ValueError(
       f"rollout.window_range is ({lo}, {hi}), it must be increasing and within"
       f" (0, {end}): {why}."
     )
-  if transition == "ode" and window:
+  if density and transition == "ode" and window:
     raise ValueError(
       f"rollout.window is {window}, it must be 0 with rollout.transition ode,"
       " which has no density."
@@ -121,8 +124,10 @@ def in_chunks(velocity, rows):
     def cut(a):
       return jnp.moveaxis(a.reshape(rows, parts, *a.shape[1:]), 1, 0)
 
-    v = lax.map(lambda args: velocity(*args), jax.tree.map(cut, (x, t, cond)))
-    return jnp.moveaxis(v, 0, 1).reshape(x.shape)
+    out = lax.map(lambda args: velocity(*args), jax.tree.map(cut, (x, t, cond)))
+    return jax.tree.map(
+      lambda v: jnp.moveaxis(v, 0, 1).reshape(-1, *v.shape[2:]), out
+    )
 
   return chunked
 
@@ -148,8 +153,10 @@ def guided(velocity, cond, uncond, scale):
 
   def guide(x, t):
     v = velocity(_interleave(x, x), _interleave(t, t), both)
+    v, seen = v if isinstance(v, tuple) else (v, None)
     v = v.astype(jnp.float32).reshape(x.shape[0], 2, *x.shape[1:])
-    return v[:, 1] + scale * (v[:, 0] - v[:, 1])
+    v = v[:, 1] + scale * (v[:, 0] - v[:, 1])
+    return v if seen is None else (v, seen[::2])
 
   return guide
 
@@ -179,6 +186,7 @@ def rollout(
   window_start,
   window,
   last_step,
+  attends=False,
 ):
   """Samples B images and keeps the W steps that the update will visit.
 
@@ -190,12 +198,15 @@ def rollout(
     group: i32[B] index of the prompt of each image, groups contiguous.
     transition: an entry of TRANSITIONS with its own settings bound, used
       inside the window; Euler steps elsewhere.
-    log_prob: an entry of LOG_PROBS.
+    log_prob: an entry of LOG_PROBS; None where nobody needs a density, as
+      with the transition `ode`, and zeros are kept.
     window_start: i32[] first stochastic step, in [0, K - W]; may be traced,
       so moving the window does not compile again.
     window: W, number of stochastic steps, static.
     last_step: one of LAST_STEPS, static; with `ode` the last step must lie
       outside the window (see `check_window`).
+    attends: whether `velocity` returns (v, map f32[B, h, w]); the maps of the
+      window are kept.
 
   Returns:
     records.Trajectory over the window. Memory holds W + 1 states, not K + 1.
@@ -215,10 +226,12 @@ def rollout(
   key = jax.random.fold_in(key, _STEPS)
 
   def step(carry, inputs):
-    x, states, means, stds = carry
+    x, states, means, stds, maps = carry
     k, t, t_next = inputs
+    out = velocity(x, jnp.broadcast_to(t, x.shape[:1]))
+    field, seen = out if attends else (out, None)
     v, mean, std = transitions.propose(
-      velocity, x, t, t_next, transition=transition
+      lambda x, t: field, x, t, t_next, transition=transition
     )
     drift, _ = transitions.ode(v, x, t, t_next)
     noise = jax.random.normal(jax.random.fold_in(key, k), x.shape, jnp.float32)
@@ -233,15 +246,18 @@ def rollout(
     if window:
       means = _put(means, mean, slot, before_end)
       stds = _put(stds, std, slot, before_end)
-    return (x, states, means, stds), None
+      if attends:
+        maps = _put(maps, seen, slot, before_end)
+    return (x, states, means, stds, maps), None
 
   x = x.astype(jnp.float32)
   buffers = (
     jnp.zeros((window + 1, *x.shape)).at[0].set(x),
     jnp.zeros((window, *x.shape)),
     jnp.zeros((window,)),
+    jnp.zeros((window, *x.shape[:-1])) if attends else None,
   )
-  (final, states, means, stds), _ = lax.scan(
+  (final, states, means, stds, maps), _ = lax.scan(
     step, (x, *buffers), (jnp.arange(steps), times[:-1], times[1:])
   )
   t = lax.dynamic_slice_in_dim(times, window_start, window + 1)
@@ -254,7 +270,13 @@ def rollout(
     x=states,
     t=t,
     mean=means,
-    log_prob=lax.map(score, (t[:-1], t[1:], states[1:], means, stds)),
+    std=stds,
+    log_prob=(
+      jnp.zeros(states[1:].shape[:-1])
+      if log_prob is None
+      else lax.map(score, (t[:-1], t[1:], states[1:], means, stds))
+    ),
     final=final,
     group=group,
+    attention=maps,
   )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatialrl.models.attention import attend
+from spatialrl.models.attention import attend, word_map
 
 _TIME_FEATURES = 256
 _zeros = nn.initializers.zeros
@@ -73,13 +73,16 @@ class MMDiT(nn.Module):
   """Velocity (or data) prediction for latents under encoded text.
 
   Call with x f32[B, h, w, C], t f32[B] in [0, 1], text [B, L, D_text], pooled
-  [B, P] and mask bool[B, L] or None; returns f32[B, h, w, C].
+  [B, P] and mask bool[B, L] or None; returns f32[B, h, w, C]. With words
+  bool[B, L] and blocks, a tuple of block indices, it returns besides how much
+  each latent position looks at those words, f32[B, h, w] of mean 1, averaged
+  over heads and the chosen blocks; see `attention.word_map`.
   """
 
   config: MMDiTConfig
 
   @nn.compact
-  def __call__(self, x, t, text, pooled, mask=None):
+  def __call__(self, x, t, text, pooled, mask=None, words=None, blocks=()):
     c = self.config
     batch, height, width, channels = x.shape
     p = c.patch
@@ -98,15 +101,35 @@ class MMDiT(nn.Module):
       seen = jnp.ones((batch, rows * columns), bool)
       keys = jnp.concatenate([seen, mask], axis=1)
 
+    if words is not None and not set(blocks) <= set(range(c.depth)):
+      raise ValueError(
+          f"blocks is {blocks}; allowed are indices from 0 to {c.depth - 1}."
+      )
+    chosen = np.isin(np.arange(c.depth), blocks) if words is not None else None
+    first, maps = 0, []
     for name, length, dual in (
         ("dual_blocks", c.dual_layers, True),
         ("blocks", c.depth - 1 - c.dual_layers, False),
     ):
       if length:
+        wanted = None if chosen is None else chosen[first : first + length]
+        if wanted is not None and not wanted.any():
+          wanted = None
         stack = _scan(c, length)(c, dual=dual, name=name)
-        (image, text), _ = stack((image, text), vector, keys)
+        (image, text), seen = stack(
+            (image, text), vector, keys, None if wanted is None else words,
+            wanted,
+        )
+        if seen is not None:
+          maps.append(seen.sum(0))
+        first += length
     last = _remat(c)(c, text_ends=True, name="last_block")
-    (image, _), _ = last((image, text), vector, keys)
+    wanted = None if chosen is None or not chosen[-1] else np.asarray(True)
+    (image, _), seen = last(
+        (image, text), vector, keys, None if wanted is None else words, wanted
+    )
+    if seen is not None:
+      maps.append(seen)
 
     shift_scale = nn.Dense(2 * c.width, kernel_init=_zeros, name="norm_out")
     scale, shift = jnp.split(shift_scale(vector)[:, None], 2, axis=-1)
@@ -114,7 +137,13 @@ class MMDiT(nn.Module):
     out = nn.Dense(p * p * channels, kernel_init=_zeros, name="proj_out")(image)
     out = out.reshape(batch, rows, columns, p, p, channels)
     out = out.transpose(0, 1, 3, 2, 4, 5)
-    return out.reshape(batch, height, width, channels)
+    out = out.reshape(batch, height, width, channels)
+    if words is None:
+      return out
+    seen = sum(maps) / len(blocks)
+    seen = jnp.repeat(seen.reshape(batch, rows, 1, columns), p, axis=2)
+    seen = jnp.repeat(seen.reshape(batch, height, columns), p, axis=2)
+    return out, seen
 
   def _places(self, rows, columns):
     c = self.config
@@ -135,14 +164,18 @@ class MMDiT(nn.Module):
 
 
 class JointBlock(nn.Module):
-  """One MMDiT block; `nn.scan` runs it over stacked parameters."""
+  """One MMDiT block; `nn.scan` runs it over stacked parameters.
+
+  Returns the two streams and, where `wanted` bool[] is given, the word map
+  f32[B, N] of `attention.word_map`, zeros if `wanted` is False.
+  """
 
   config: MMDiTConfig
   dual: bool = False
   text_ends: bool = False
 
   @nn.compact
-  def __call__(self, streams, vector, keys):
+  def __call__(self, streams, vector, keys, words=None, wanted=None):
     image, text = streams
     tokens = image.shape[1]
     width = self.config.width
@@ -169,6 +202,14 @@ class JointBlock(nn.Module):
             strict=True,
         )
     )
+    seen = None
+    if wanted is not None:
+      real = None if keys is None else keys[:, tokens:]
+      seen = jax.lax.cond(
+          wanted,
+          lambda: word_map(q[:, :tokens], k[:, tokens:], real, words),
+          lambda: jnp.zeros(image.shape[:2], jnp.float32),
+      )
     if self.text_ends:
       q = q[:, :tokens]
     attended = attend(q, k, v, keys).reshape(*q.shape[:2], width)
@@ -183,14 +224,14 @@ class JointBlock(nn.Module):
     hidden = _normed(image) * (1 + i_scale2) + i_shift2
     image = image + i_gate2 * _FeedForward(width, name="image_ff")(hidden)
     if self.text_ends:
-      return (image, text), None
+      return (image, text), seen
 
     text = text + t_gate * nn.Dense(width, name="text_out")(
         attended[:, tokens:]
     )
     hidden = _normed(text) * (1 + t_scale2) + t_shift2
     text = text + t_gate2 * _FeedForward(width, name="text_ff")(hidden)
-    return (image, text), None
+    return (image, text), seen
 
   def _heads(self, stream, x):
     """Queries, keys and values of one stream, each [B, N, H, d]."""
@@ -285,6 +326,6 @@ def _scan(config, length):
       _remat(config),
       variable_axes={"params": 0, "lora": 0},
       split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast),
+      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
       length=length,
   )

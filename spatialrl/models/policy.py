@@ -108,6 +108,18 @@ class Policy:
       )
     return variables[loras.COLLECTION]
 
+  def start(self, params):
+    """Where full fine-tuning starts: the MMDiT's weights, as they are.
+
+    Raises:
+      ValueError: for adapters, whose start depends on a key.
+    """
+    if self.lora is not None:
+      raise ValueError(
+          "lora.rank must be 0 where weights are compared with their start."
+      )
+    return params["mmdit"]
+
   def encode(self, params, ids, mask):
     """Text states: i32[B, L], bool[B, L] -> Conditioning."""
     text, pooled = TextEncoder(self.text).apply(
@@ -120,7 +132,9 @@ class Policy:
     ids = jnp.zeros(cond.mask.shape, jnp.int32)
     return self.encode(params, ids, jnp.zeros_like(cond.mask))
 
-  def velocity(self, params, trainable, x, t, cond):
+  def velocity(
+      self, params, trainable, x, t, cond, *, words=None, blocks=()
+  ):
     """v = noise - image at x_t.
 
     Args:
@@ -130,9 +144,12 @@ class Policy:
       x: f32[B, h, w, C].
       t: f32[B], 1 = noise.
       cond: Conditioning of the B prompts.
+      words: bool[B, L], words to map; None for none.
+      blocks: indices of the MMDiT blocks whose attention is read.
 
     Returns:
-      f32[B, h, w, C].
+      f32[B, h, w, C]; with `words` also the map f32[B, h, w] of mean 1, how
+      much each position looks at them.
     """
     variables, adapters = {"params": params["mmdit"]}, None
     if trainable is not None and self.lora is None:
@@ -142,11 +159,12 @@ class Policy:
       adapters = self.lora
     with loras.adapted(adapters):
       out = MMDiT(self.mmdit).apply(
-          variables, x, t, cond.text, cond.pooled, cond.mask
+          variables, x, t, cond.text, cond.pooled, cond.mask, words, blocks
       )
-    if self.prediction == "velocity":
-      return out
-    return (x - out) / jnp.maximum(t, _MIN_TIME)[:, None, None, None]
+    out, seen = (out, None) if words is None else out
+    if self.prediction == "image":
+      out = (x - out) / jnp.maximum(t, _MIN_TIME)[:, None, None, None]
+    return out if words is None else (out, seen)
 
   def to_latents(self, params, images):
     """f32[B, size, size, 3] in [-1, 1] -> f32[B, h, w, C]."""

@@ -36,6 +36,10 @@ class SpatialScore:
     ids, mask = jax.device_put((ids, mask), self._rows)
     return self._score(self.params, images, ids, mask)
 
+  def score(self, images, ids, mask):
+    """The same mean, f32[B], as a function to differentiate in the images."""
+    return reward_model.score(self.model, self.params, images, ids, mask)[0]
+
   def compilations(self):
     """How many programs were compiled; 1 for a steady batch shape."""
     return self._score._cache_size()

@@ -1,9 +1,12 @@
 """What holds the policy near its reference: one non-negative number per image.
 
+Those of WEIGHT_ANCHORS look at the weights instead and give one number.
+
 `new` and `reference` are the same transition under the trained and the frozen
 policy. Squares are averaged over positions and channels, like the log-probs.
 """
 
+import jax
 import jax.numpy as jnp
 
 
@@ -65,7 +68,27 @@ def velocity_mse(new, reference):
   return _mean_square(new.velocity, reference.velocity)
 
 
-ANCHORS = {
+def weight_to_init(params, start):
+  r"""Squared distance of the trained weights from where they started.
+
+  $|\theta - \theta_0|^2$, a sum over weights (R0; from memory). It acts on the
+  gradient once an optimizer step, whatever the objective visits.
+
+  Args:
+    params: pytree of the trained weights.
+    start: pytree of the same shape.
+
+  Returns:
+    f32[].
+  """
+  squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), params, start)
+  return sum(jax.tree.leaves(squares))
+
+
+WEIGHT_ANCHORS = {"weight_to_init": weight_to_init}
+# Those that compare transitions, not only velocities.
+PATH_ANCHORS = ("kl", "kl_published")
+ANCHORS = WEIGHT_ANCHORS | {
   "none": none,
   "kl": kl,
   "kl_published": kl_published,

@@ -1,4 +1,4 @@
-"""Moving average of the trained parameters, used for evaluation."""
+"""Moving averages of the trained weights: one evaluated, one that samples."""
 
 import jax
 import jax.numpy as jnp
@@ -30,3 +30,33 @@ def ema_update(ema, params, step, *, decay, every):
     return jnp.where(due, moved, average).astype(average.dtype)
 
   return jax.tree.map(move, ema, params)
+
+
+def current(old, params, step):
+  """The policy that samples is the one being trained; nothing is remembered."""
+  del old, params, step
+  return {}
+
+
+def ema_old(old, params, step, *, rate, ceiling):
+  r"""DiffusionNFT's sampling policy, an average that slows down.
+
+  $\theta_{old} \leftarrow d\,\theta_{old} + (1 - d)\,\theta$ after iteration k,
+  $d = \min(\mathrm{rate}\cdot k, \mathrm{ceiling})$ (arXiv:2509.16117: 0.001
+  and 0.5).
+
+  Args:
+    old: pytree of arrays.
+    params: pytree like `old`.
+    step: i32[], k.
+    rate: growth of the decay an iteration.
+    ceiling: largest decay.
+
+  Returns:
+    pytree like `old`.
+  """
+  decay = jnp.minimum(rate * jnp.asarray(step, jnp.float32), ceiling)
+  return jax.tree.map(lambda o, p: decay * o + (1 - decay) * p, old, params)
+
+
+BEHAVIOURS = {"current": current, "ema_old": ema_old}

@@ -1,140 +1,317 @@
-r"""Policy losses of one transition, per image; anchors are added elsewhere.
+r"""What the update minimises; one entry a family, uniform to call.
 
-Both entries are the clipped surrogate on a ratio $\rho$ per image,
+An entry is called once for every visit of an optimizer step, as
+`entry(view, k, key)`, and returns
 
-  $L_i = \max(-A_i \rho_i, -A_i\,\mathrm{clip}(\rho_i, 1 - c, 1 + c))$,
+  loss: f32[M] per image, the visit's part;
+  metrics: dict of f32[M];
+  anchored: function without arguments -> (records.Step of the policy being
+    trained, the same of the reference), where an anchor may hold it.
 
-and differ in $\log\rho$. Log-probs are means over channels and positions, not
-sums; the published clip ranges c (1e-4, 2e-6, ...) belong to that convention.
-A credit weight $w_p$ of mean 1 acts inside the ratio: outside of it a weight
-of mean 1 would change nothing.
+Entries with a setting `draws` visit so many random times of the finished
+images; the others visit the steps of the window, k being the index of one.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
+from spatialrl.records import Step
+from spatialrl.rl import forward, pairwise, ppo
 
-def _surrogate(log_ratio, advantage, *, clip_range, adv_clip):
-  """Returns the clipped loss f32[B] and its metrics.
+
+def _on_path(surrogate):
+  """A policy gradient of one transition as an entry of the slot."""
+
+  @functools.wraps(surrogate)
+  def entry(view, k, key, **settings):
+    del key
+    batch, new = view.batch, view.step(k)
+    old_log_prob = batch.trajectory.log_prob[k]
+    loss, metrics = surrogate(
+      new,
+      batch.trajectory.mean[k],
+      old_log_prob,
+      _advantage(batch, k),
+      batch.weight[k],
+      **settings,
+    )
+    difference = jnp.abs(new.log_prob - old_log_prob).mean((1, 2))
+    metrics |= {"log_prob_difference": difference}
+    return loss, metrics, lambda: (new, view.step(k, "reference"))
+
+  return entry
+
+
+def _advantage(batch, k):
+  """The advantage of window step k: f32[M], or f32[M, h, w]."""
+  advantage = batch.advantage
+  advantage = advantage[k] if advantage.shape[0] > 1 else advantage[0]
+  if advantage.shape[1:] == (1, 1):
+    return advantage[:, 0, 0]
+  return advantage
+
+
+def _at(view, x_t, t, v):
+  """The `anchored` of an entry that visits states, not transitions."""
+  return lambda: (Step(v), Step(view.velocity(x_t, t, "reference")))
+
+
+def nft(view, k, key, *, draws, time_shift, mix, adv_clip):
+  """DiffusionNFT on the finished images; see `forward.nft`.
 
   Args:
-    log_ratio: f32[B].
-    advantage: f32[B], clipped here to +-adv_clip.
-    clip_range: c, dimensionless.
-    adv_clip: largest absolute advantage.
+    view: View.
+    k: i32[], index of the draw.
+    key: PRNG key of the optimizer step.
+    draws: noisy copies of each image.
+    time_shift: towards noise, see `forward.noised`.
+    mix: b of the paper.
+    adv_clip: A_max of the paper.
+
+  Returns:
+    As the module says.
   """
-  if advantage.shape != log_ratio.shape:
-    raise ValueError(
-      f"advantage has shape {advantage.shape}, but the batch needs"
-      f" {log_ratio.shape}."
-    )
-  ratio = jnp.exp(log_ratio)
-  low, high = 1.0 - clip_range, 1.0 + clip_range
-  advantage = jnp.clip(advantage, -adv_clip, adv_clip)
-  loss = jnp.maximum(
-    -advantage * ratio, -advantage * jnp.clip(ratio, low, high)
+  x0 = view.batch.trajectory.final
+  x_t, t, _ = forward.noised(x0, key, k, draws=draws, time_shift=time_shift)
+  v = view.velocity(x_t, t)
+  v_old = view.velocity(x_t, t, "old")
+  loss = forward.nft(
+    v, v_old, x0, x_t, t, _advantage(view.batch, 0), mix=mix, adv_clip=adv_clip
   )
+  moved = jnp.mean(jnp.square(v - v_old), (1, 2, 3))
+  return loss, {"old_distance": moved}, _at(view, x_t, t, v)
+
+
+def weighted_fm(view, k, key, *, draws, time_shift):
+  r"""Flow matching on the policy's own images, weighted by credit and reward.
+
+  $L_i = A_i\, \mathrm{mean}_p\, w_p\, |v - (\epsilon - x_0)|^2_p$: with
+  advantage `raw` and a reward of 1, plain regression; with a credit map,
+  SRUM's and PatchDPO's weighted regression.
+
+  Args:
+    view: View.
+    k: i32[], index of the draw.
+    key: PRNG key of the optimizer step.
+    draws: noisy copies of each image.
+    time_shift: towards noise, see `forward.noised`.
+
+  Returns:
+    As the module says.
+  """
+  batch = view.batch
+  x_t, t, target = forward.noised(
+    batch.trajectory.final, key, k, draws=draws, time_shift=time_shift
+  )
+  v = view.velocity(x_t, t)
+  error = jnp.mean(batch.weight[0] * forward.flow_error(v, target), (1, 2))
+  return _advantage(batch, 0) * error, {"error": error}, _at(view, x_t, t, v)
+
+
+def dpo(view, k, key, *, draws, time_shift, beta, rank_weighted=False):
+  r"""Diffusion-DPO over all pairs of a group, RankDPO with `rank_weighted`.
+
+  $-\log\sigma(\beta/2\,(u_w - u_l))$, $u = -(e_\theta - e_{ref})$ the gain in
+  denoising error over the reference, at the same noise and time for the images
+  of a group (arXiv:2311.12908, in the form of flow matching). The anchor is
+  inside the pair, so the anchor slot is `none`.
+
+  Args:
+    view: View.
+    k: i32[], index of the draw.
+    key: PRNG key of the optimizer step.
+    draws: noisy copies of each image.
+    time_shift: towards noise, see `forward.noised`.
+    beta: weight of the reference; errors are means over dimensions.
+    rank_weighted: weigh pairs as `pairwise.rank_weights` does.
+
+  Returns:
+    As the module says.
+  """
+  batch = view.batch
+  path = batch.trajectory
+  x_t, t, target = forward.noised(
+    path.final, key, k, draws=draws, time_shift=time_shift, group=path.group
+  )
+  v = view.velocity(x_t, t)
+  v_reference = view.velocity(x_t, t, "reference")
+  error = forward.flow_error(v, target).mean((1, 2))
+  statistic = forward.flow_error(v_reference, target).mean((1, 2)) - error
+  weigh = pairwise.rank_weights if rank_weighted else pairwise.pairs
+  weights = weigh(batch.reward, path.group, batch.keep)
+  loss, accuracy = pairwise.pair_loss(statistic, weights, beta=beta / 2)
+  metrics = {"pair_accuracy": jnp.full_like(loss, accuracy)}
+  return loss, metrics, lambda: (Step(v), Step(v_reference))
+
+
+def d3po(view, k, key, *, beta, clip_range):
+  r"""D3PO (arXiv:2311.13231): DPO on every transition of a preferred path.
+
+  $-\log\sigma(\beta(\log\rho_w - \log\rho_l))$ with $\rho$ the ratio to the
+  frozen reference, clipped to 1 +- `clip_range`; log-probs are means over
+  dimensions.
+
+  Args:
+    view: View.
+    k: i32[], index of the window step.
+    key: unused.
+    beta: weight of the reference.
+    clip_range: largest distance of a ratio from 1.
+
+  Returns:
+    As the module says.
+  """
+  del key
+  batch = view.batch
+  new, reference = view.step(k), view.step(k, "reference")
+  log_ratio = jnp.mean(new.log_prob - reference.log_prob, (1, 2))
+  low, high = jnp.log1p(-clip_range), jnp.log1p(clip_range)
+  held = jnp.clip(log_ratio, low, high)
+  weights = pairwise.pairs(batch.reward, batch.trajectory.group, batch.keep)
+  loss, accuracy = pairwise.pair_loss(held, weights, beta=beta)
   metrics = {
-    "ratio": ratio,
-    "clip_high": (ratio > high).astype(jnp.float32),
-    "clip_low": (ratio < low).astype(jnp.float32),
+    "pair_accuracy": jnp.full_like(loss, accuracy),
+    "approx_kl": 0.5 * jnp.square(log_ratio),
+    "clipped": (held != log_ratio).astype(jnp.float32),
   }
-  return loss, metrics
+  return loss, metrics, lambda: (new, reference)
 
 
-def _log_ratio(new, old_log_prob, weight):
-  """Returns f32[B], the credit-weighted mean of the log-prob change."""
-  if weight.shape != new.log_prob.shape:
-    raise ValueError(
-      f"weight has shape {weight.shape}, but the log-probs have"
-      f" {new.log_prob.shape}."
-    )
-  return jnp.mean(weight * (new.log_prob - old_log_prob), axis=(1, 2))
+def prdp(view, k, key, *, beta, clip):
+  """PRDP (arXiv:2402.08714): path log-ratios regressed on rewards, in pairs.
 
-
-def ppo(
-  new, old_mean, old_log_prob, advantage, weight, *, clip_range, adv_clip
-):
-  r"""Clipped surrogate on the plain ratio (Flow-GRPO, arXiv:2505.05470).
-
-  $\log\rho_i = \mathrm{mean}_p\, w_p (\ell_p - \ell^{old}_p)$
+  The loss is a square of sums over steps, so it needs them all before any
+  gradient: `prepare_prdp` measures dL/du first and puts it in the place of the
+  advantage; a visit then adds its step's part of that gradient, exactly.
 
   Args:
-    new: records.Step under the policy being trained.
-    old_mean: f32[B, h, w, C], unused.
-    old_log_prob: f32[B, h, w] under the rollout policy.
-    advantage: f32[B].
-    weight: f32[B, h, w] credit, mean 1.
-    clip_range: c, dimensionless; 1e-4 in the paper.
-    adv_clip: largest absolute advantage; 5 in the public code.
+    view: View.
+    k: i32[], index of the window step.
+    key: unused.
+    beta: see `pairwise.prdp_coefficients`.
+    clip: see `pairwise.prdp_coefficients`.
 
   Returns:
-    Loss f32[B], and a dict of f32[B]: `ratio`, `clip_high` and `clip_low`
-    (1 where the ratio is outside the range, whatever the sign of the
-    advantage), `approx_kl` (half the squared plain log-ratio).
+    As the module says.
   """
-  del old_mean
-  log_ratio = _log_ratio(new, old_log_prob, weight)
-  loss, metrics = _surrogate(
-    log_ratio, advantage, clip_range=clip_range, adv_clip=adv_clip
+  del key, beta, clip
+  batch, new = view.batch, view.step(k)
+  log_prob = jnp.mean(new.log_prob, (1, 2))
+  loss = _advantage(batch, 0) * batch.visits.shape[0] * log_prob
+  change = log_prob - jnp.mean(batch.trajectory.log_prob[k], (1, 2))
+  metrics = {"approx_kl": 0.5 * jnp.square(change)}
+  return loss, metrics, lambda: (new, view.step(k, "reference"))
+
+
+def prepare_prdp(view, *, beta, clip):
+  """dL/du of every image under the present weights, f32[1, M, 1, 1]."""
+  batch = view.batch
+
+  def add(total, k):
+    new = jax.lax.stop_gradient(view.step(k)).log_prob
+    reference = view.step(k, "reference").log_prob
+    old = batch.trajectory.log_prob[k]
+    change = [jnp.mean(one - reference, (1, 2)) for one in (new, old)]
+    return jax.tree.map(jnp.add, total, change), None
+
+  zero = [jnp.zeros(batch.keep.shape)] * 2
+  (statistic, old), _ = jax.lax.scan(add, zero, batch.visits)
+  gradient, _ = pairwise.prdp_coefficients(
+    statistic, old, batch.reward, batch.trajectory.group, batch.keep,
+    beta=beta, clip=clip,
   )
-  return loss, metrics | {"approx_kl": 0.5 * jnp.square(log_ratio)}
+  return gradient[None, :, None, None]
 
 
-def ppo_guard(
-  new,
-  old_mean,
-  old_log_prob,
-  advantage,
-  weight,
-  *,
-  clip_range,
-  adv_clip,
-  divide_by_interval,
-):
-  r"""Clipped surrogate on the centred ratio of GRPO-Guard (arXiv:2510.22319).
+def reward_step(view, k, key, *, hinge=None):
+  r"""One step of gradient: the reward of the image predicted at a stored state.
 
-  With $\sigma$ the std of the step and $\Delta_p$ the shift of the mean,
-
-  $\log\rho_i = \mathrm{mean}_p\, w_p\, \sigma\,[\ell_p - \ell^{old}_p
-    + \mathrm{mean}_C \Delta_p^2 / (2 \sigma^2)]$,
-
-  which for Gaussian log-probs is $\mathrm{mean}(w\,\epsilon\,\Delta)$, with
-  $\epsilon$ the rollout's noise: under the rollout policy its mean is 0, and
-  it has no factor $1/\sigma$, so one clip range acts alike at every step. The
-  correction is taken image by image; the first public version reduces it over
-  the whole micro-batch.
+  $L = -R(x_k - t v)$, or $\max(0, m - R)$ with a margin m (ReFL, IterComp). The
+  state is the rollout's, without gradient; visited at one late step it is ReFL,
+  at every step R0's randomised form (that from memory).
 
   Args:
-    new: records.Step under the policy being trained, with std > 0.
-    old_mean: f32[B, h, w, C] transition means of the rollout policy.
-    old_log_prob: f32[B, h, w] Gaussian log-prob under the rollout policy.
-    advantage: f32[B].
-    weight: f32[B, h, w] credit, mean 1.
-    clip_range: c, dimensionless; 2e-6 in the paper.
-    adv_clip: largest absolute advantage; 5 in the public code.
-    divide_by_interval: True divides the loss by t - t_next, as the paper
-      does to even out the gradients of the steps.
+    view: View.
+    k: i32[], index of the window step.
+    key: unused.
+    hinge: m in units of the reward, or None.
 
   Returns:
-    Loss f32[B], and the metrics of `ppo`.
+    As the module says.
   """
-  # f32[1] or f32[B]; [B, 1, 1, 1] against [B] would give [B, 1, 1, B].
-  std, interval = jnp.ravel(new.std), jnp.ravel(new.interval)
-  shift = jnp.mean(jnp.square(new.mean - old_mean), axis=-1)
-  bias = jnp.mean(weight * shift, axis=(1, 2)) / (2.0 * jnp.square(std))
-  log_ratio = _log_ratio(new, old_log_prob, weight)
-  loss, metrics = _surrogate(
-    std * (log_ratio + bias),
-    advantage,
-    clip_range=clip_range,
-    adv_clip=adv_clip,
+  del key
+  path = view.batch.trajectory
+  x, t = path.x[k], jnp.broadcast_to(path.t[k], path.x.shape[1:2])
+  v = view.velocity(x, t)
+  reward = view.score(x - t[:, None, None, None] * v)
+  loss = -reward if hinge is None else jax.nn.relu(hinge - reward)
+  return loss, {"predicted_reward": reward}, _at(view, x, t, v)
+
+
+def reward_chain(view, k, key, *, draws, gradient_steps, random_start):
+  """The reward's gradient through the last steps of sampling (AlignProp).
+
+  The chain starts from a state of the rollout, so no step before it is taken
+  again, and every step is recomputed in the backward pass. With `random_start`
+  the first U of the steps, U uniform, carry no gradient (arXiv:2310.03739).
+
+  Args:
+    view: View, of a rollout by the ODE whose window ends at t = 0.
+    k: unused.
+    key: PRNG key of the optimizer step.
+    draws: 1; chains an optimizer step.
+    gradient_steps: length of the chain.
+    random_start: whether to draw U.
+
+  Returns:
+    As the module says.
+  """
+  del k, draws
+  path = view.batch.trajectory
+  steps = path.t.shape[0] - 1
+  first = steps - gradient_steps
+  skipped = 0
+  if random_start:
+    skipped = jax.random.randint(key, (), 0, gradient_steps)
+  rows = path.x.shape[1:2]
+
+  @jax.checkpoint
+  def step(x, i):
+    t, t_next = path.t[i], path.t[i + 1]
+    v = view.velocity(x, jnp.broadcast_to(t, rows))
+    v = jnp.where(i - first < skipped, jax.lax.stop_gradient(v), v)
+    return x + (t_next - t) * v, None
+
+  start = path.x[first]
+  x, _ = jax.lax.scan(step, start, jnp.arange(first, steps))
+  view.calls += gradient_steps - 1  # the scan's body is traced once
+  reward = view.score(x)
+  t = jnp.broadcast_to(path.t[first], rows)
+  return -reward, {"predicted_reward": reward}, _at_start(view, start, t)
+
+
+def _at_start(view, x, t):
+  return lambda: (
+    Step(view.velocity(x, t)), Step(view.velocity(x, t, "reference"))
   )
-  if divide_by_interval:
-    loss = loss / interval
-  return loss, metrics | {"approx_kl": 0.5 * jnp.square(log_ratio)}
 
 
-OBJECTIVES = {
-  "ppo": ppo,
-  "ppo_guard": ppo_guard,
+OBJECTIVES = {name: _on_path(entry) for name, entry in ppo.PPO.items()} | {
+  "nft": nft,
+  "weighted_fm": weighted_fm,
+  "dpo": dpo,
+  "d3po": d3po,
+  "prdp": prdp,
+  "reward_step": reward_step,
+  "reward_chain": reward_chain,
 }
+# Those that need to look at all visits first.
+PREPARE = {"prdp": prepare_prdp}
+# Those that read densities of transitions, so the sampler must have noise.
+DENSITY = (*ppo.PPO, "d3po", "prdp")
+# Those that differentiate the judge.
+DIFFERENTIABLE = ("reward_step", "reward_chain")
+# Those that compare images, which must then meet in one optimizer step.
+PAIRED = ("dpo", "d3po", "prdp")

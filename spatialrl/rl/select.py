@@ -77,6 +77,86 @@ def topk_bottomk(reward, group, *, k):
   return ok & ((rank < k) | (rank >= count - k))
 
 
+def group_variance(reward, group, *, min_std, max_mean):
+  """Drops the groups that agree and are good: they teach only noise.
+
+  A group is dropped if its spread is below `min_std` and its mean above
+  `max_mean` (the ban list of UniWorld-V2, 0.05 and 0.9 for rewards in [0, 1];
+  the training mask of the same repository, off by default, keeps only groups of
+  large spread and small mean).
+
+  Args:
+    reward: f32[B], higher is better; -inf marks a failed score.
+    group: i32[B] in [0, B), prompt index of each image.
+    min_std: spread, in units of the reward.
+    max_mean: mean, in units of the reward.
+
+  Returns:
+    bool[B] mask.
+  """
+  mean, std, ok = _group_moments(reward, group)
+  return ok & ~((std < min_std) & (mean > max_mean))[group]
+
+
+def branch_extremes(reward, group, *, threshold):
+  """Keeps the best and the worst of each branch, where they stand out.
+
+  The best image if it lies at least `threshold` group spreads above the mean,
+  the worst if it lies more than that below (B2-DiffuRL, arXiv:2503.11240, with
+  0.5; there the spread is that of the last 8 rounds of the prompt).
+
+  Args:
+    reward: f32[B], higher is better; -inf marks a failed score.
+    group: i32[B] in [0, B), the branch of each image.
+    threshold: in spreads of the group.
+
+  Returns:
+    bool[B] mask. Ties are broken by position.
+  """
+  mean, std, ok = _group_moments(reward, group)
+  ends = topk_bottomk(reward, group, k=1)
+  z = (reward - mean[group]) / (std[group] + 1e-6)
+  return ends & ok & ((z >= threshold) | (z < -threshold) | jnp.isnan(z))
+
+
+def pareto_front(reward, group):
+  """Keeps the images of a group that no other beats in every signal.
+
+  i is dropped if some j of its group is at least as good in all signals and
+  better in one. Parrot (arXiv:2401.05675) takes the front of the whole batch;
+  within a prompt is ours, since prompts are not equally hard.
+
+  Args:
+    reward: f32[B, J] from the aggregate `vector`; -inf rows have failed.
+    group: i32[B], prompt index of each image.
+
+  Returns:
+    bool[B] mask.
+  """
+  if reward.ndim != 2:
+    raise ValueError(
+      f"select.name is 'pareto_front' and the reward has shape {reward.shape};"
+      " it needs aggregate.name 'vector'."
+    )
+  ok = ~(reward == -jnp.inf).any(-1)
+  one, other = reward[:, None], reward[None]
+  beaten = (other >= one).all(-1) & (other > one).any(-1)
+  beaten &= (group[:, None] == group[None]) & ok[None]
+  return ok & ~beaten.any(1)
+
+
+def _group_moments(reward, group):
+  """Mean and spread of each group by its id, f32[B] each, and the scored."""
+  ok = scored(reward)
+  size = reward.shape[0]
+  count = jnp.maximum(jax.ops.segment_sum(ok * 1.0, group, size), 1.0)
+  value = jnp.where(ok, reward, 0.0)
+  mean = jax.ops.segment_sum(value, group, size) / count
+  gap = jnp.where(ok, reward - mean[group], 0.0)
+  square = jax.ops.segment_sum(jnp.square(gap), group, size) / count
+  return mean, jnp.sqrt(square), ok
+
+
 def check_k(k, *, group_size):
   """Raises ValueError if `topk_bottomk` cannot take k from both ends.
 
@@ -107,6 +187,9 @@ def capacity(name, *, batch, groups, k=None):
   if name == "topk_bottomk":
     check_k(k, group_size=batch // groups)
     return 2 * k * groups
+  if name == "branch_extremes":
+    check_k(1, group_size=batch // groups)
+    return 2 * groups
   return batch
 
 
@@ -127,4 +210,7 @@ SELECTORS = {
   "all": all_images,
   "nonzero_std": nonzero_std,
   "topk_bottomk": topk_bottomk,
+  "group_variance": group_variance,
+  "branch_extremes": branch_extremes,
+  "pareto_front": pareto_front,
 }

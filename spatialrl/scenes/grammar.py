@@ -19,6 +19,18 @@ _PREDICATE = re.compile(
     " (" + "|".join(sorted(graphs.PREDICATES, key=len, reverse=True)) + ") "
 )
 ARTICLES = ("a", "an")
+# Parts of speech, for attention to the words that carry the content. "of" is
+# the one function word that is a token.
+WORD_KINDS = {
+    "nouns": (*graphs.SHAPES, *_PLURAL.values()),
+    "colours": tuple(graphs.COLOURS),
+    "relations": tuple(
+        dict.fromkeys(
+            w for p in graphs.PREDICATES for w in p.split() if w != "of"
+        )
+    ),
+    "function": ("of",),
+}
 
 
 def words():

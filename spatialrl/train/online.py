@@ -1,6 +1,7 @@
 """Job `online`: rollouts, rewards and policy updates (the GRPO family)."""
 
 import dataclasses
+import functools
 import time
 import types
 
@@ -14,22 +15,26 @@ from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
 from spatialrl.models.build import load_policy
 from spatialrl.parallel import mesh as meshes
-from spatialrl.records import UpdateBatch
+from spatialrl.records import UpdateBatch, map_rows
 from spatialrl.rewards.aggregate import AGGREGATORS
 from spatialrl.rewards.judges import make_judges
 from spatialrl.rl import select as selection
-from spatialrl.rl.advantage import ADVANTAGES
+from spatialrl.rl.advantage import ADVANTAGES, MEMORY, initial_stats
 from spatialrl.rl.anchors import ANCHORS
 from spatialrl.rl.credit import CREDITS
-from spatialrl.rl.objectives import OBJECTIVES
+from spatialrl.rl.ema import BEHAVIOURS
+from spatialrl.rl.objectives import DENSITY, OBJECTIVES, PREPARE
 from spatialrl.rl.select import SELECTORS
-from spatialrl.train import finish
+from spatialrl.scenes import grammar
+from spatialrl.scenes.graph import PREDICATES
+from spatialrl.train import finish, fit_slots
 from spatialrl.train.run import Run
 from spatialrl.train.slots import bind
 from spatialrl.train.state import init_state, make_optimizer
 from spatialrl.train.update import make_update
 
-_ROLLOUT, _WINDOW = 1, 2  # purposes of the run's key
+# Purposes of the run's key; 3 is the update's.
+_ROLLOUT, _WINDOW, _VISITS = 1, 2, 4
 
 
 def run(config, workdir, mesh):
@@ -50,8 +55,8 @@ def run(config, workdir, mesh):
   with Run(config, workdir) as run_:
     state = run_.restore(state)
     for step in run_.steps(int(state.step)):
-      chosen = choose_prompts(prompts, config, step)
-      state, values = loop.iterate(base, state, chosen, step)
+      chosen, labels = choose_prompts(prompts, config, step)
+      state, values = loop.iterate(base, state, chosen, labels, step)
       done = step + 1
       if done % config.eval.every == 0 or done == config.steps:
         start = time.perf_counter()
@@ -86,11 +91,12 @@ def check(config, mesh):
   meshes.check_divides(
       mesh, "prompts.per_step x rollout.group", p.per_step * r.group
   )
+  slots(config)
   rollouts.check_window(
       r.steps, tuple(r.window_range), r.window, config.transition.name,
-      r.last_step,
+      r.last_step, density=config.objective.name in DENSITY,
   )
-  slots(config)
+  fit_slots.check(config)
   if r.chunk and p.per_step * r.group % r.chunk:
     raise ValueError(
         f"rollout.chunk is {r.chunk}; it must divide the"
@@ -124,8 +130,15 @@ def slots(config):
       ("objective", OBJECTIVES),
       ("anchor", ANCHORS),
       ("schedule", SCHEDULES),
+      ("behaviour", BEHAVIOURS),
   ):
     setattr(bound, name, bind(table, config[name], name))
+  name, settings = config.objective.name, bound.objective.keywords
+  bound.prepare = None
+  if name in PREPARE:
+    bound.prepare = functools.partial(PREPARE[name], **settings)
+  if name not in DENSITY:
+    bound.log_prob = None
   return bound
 
 
@@ -141,10 +154,24 @@ def kept_rows(config):
 
 
 def choose_prompts(prompts, config, step):
-  """The prompts of an iteration, each repeated for its group."""
+  """The prompts of an iteration, each repeated for its group.
+
+  Returns:
+    (list of B str, i32[B] what the advantage's memory is kept by: the index of
+    the prompt, that of its first predicate, or 0).
+  """
   rng = np.random.default_rng([config.seed, step])
   picked = rng.choice(len(prompts), config.prompts.per_step, replace=False)
-  return [prompts[i] for i in picked for _ in range(config.rollout.group)]
+  memory = MEMORY.get(config.advantage.name)
+  labels = np.zeros(len(picked), np.int32)
+  if memory == "prompt":
+    labels = picked.astype(np.int32)
+  elif memory == "task":
+    graphs = [grammar.parse(prompts[i]) for i in picked]
+    labels = [PREDICATES.index(g.relations[0].predicate) for g in graphs]
+  group = config.rollout.group
+  repeated = [prompts[i] for i in picked for _ in range(group)]
+  return repeated, np.repeat(np.asarray(labels, np.int32), group)
 
 
 class Loop:
@@ -169,27 +196,44 @@ class Loop:
             self._slots,
             config.train,
             guidance=config.rollout.guidance,
+            judge=fit_slots.differentiable(config, judges),
         ),
         donate_argnums=1,
     )
+    blocks = config.rollout.attention_blocks
+    self._words = tokenizers.word_table(
+        self._tokenizer, config.rollout.attention_words
+    ) if blocks else None
 
   def init(self, base):
     """The state at step 0, placed on the mesh."""
 
+    config = self._config
+    stats = initial_stats(
+        config.advantage.name,
+        prompts=config.prompts.count,
+        tasks=len(PREDICATES),
+        rounds=config.advantage.get("rounds", 1),
+    )
+
     def start(base):
-      key = jax.random.key(self._config.seed)
+      key = jax.random.key(config.seed)
       trainable = self._policy.init_trainable(key, base)
-      return init_state(trainable, self._optimizer, self._config.seed)
+      return init_state(
+          trainable, self._optimizer, config.seed, stats,
+          keeps_old=config.behaviour.name != "current",
+      )
 
     return jax.jit(start, out_shardings=self._whole)(base)
 
-  def iterate(self, base, state, prompts, step):
+  def iterate(self, base, state, prompts, labels, step):
     """One pass of the pipeline.
 
     Args:
       base: the frozen base weights.
       state: TrainState; donated.
       prompts: list of B str, groups contiguous.
+      labels: i32[B], as `choose_prompts` gives.
       step: int, index of the iteration.
 
     Returns:
@@ -205,7 +249,8 @@ class Loop:
     clock.lap("host")
     trajectory, cond, images = jax.block_until_ready(
         self._rollout(
-            base, state.params, ids, mask, self._times, state.key, step, start
+            base, state.old or state.params, ids, mask, self._times, state.key,
+            step, start,
         )
     )
     clock.lap("rollout")
@@ -215,15 +260,22 @@ class Loop:
     jax.block_until_ready(signals)
     clock.lap("reward")
     batch, stats, values = self._prepare(
-        trajectory, cond, signals, state.stats
+        trajectory, cond, ids, signals, labels, state.stats, state.key, step
     )
     state = dataclasses.replace(state, stats=stats)
     state, metrics = jax.block_until_ready(self._update(base, state, batch))
     state = dataclasses.replace(state, step=state.step + 1)
     clock.lap("update")
     values = jax.device_get(values | metrics)
+    values["rollout_calls"] = float(
+        len(prompts) * config.rollout.steps * self._twins()
+    )
     values["images_per_second"] = len(prompts) / clock.total()
     return state, values | clock.seconds
+
+  def _twins(self):
+    """Network calls an image: guidance asks for the empty prompt as well."""
+    return 1 if self._config.rollout.guidance == 1 else 2
 
   def compilations(self):
     """Programs compiled so far, by phase; more than one is a bug."""
@@ -244,17 +296,29 @@ class Loop:
     cond = policy.encode(base, ids, mask)
     empty = policy.encode_empty(base, cond)
 
+    r = config.rollout
+    attends = self._words is not None
+    conditions, empties = cond, empty
+    if attends:
+      core = jnp.asarray(self._words)[ids]
+      conditions, empties = (cond, core), (empty, jnp.zeros_like(core))
+
     def velocity(x, t, c):
-      return policy.velocity(base, trainable, x, t, c)
+      if not attends:
+        return policy.velocity(base, trainable, x, t, c)
+      c, words = c
+      return policy.velocity(
+          base, trainable, x, t, c, words=words,
+          blocks=tuple(r.attention_blocks),
+      )
 
     noise = rollouts.initial_noise(
         key, group, policy.latent_shape, shared=config.rollout.shared_noise
     )
-    if config.rollout.chunk:
-      twins = 1 if config.rollout.guidance == 1 else 2
-      velocity = rollouts.in_chunks(velocity, twins * config.rollout.chunk)
+    if r.chunk:
+      velocity = rollouts.in_chunks(velocity, self._twins() * r.chunk)
     trajectory = rollouts.rollout(
-        rollouts.guided(velocity, cond, empty, config.rollout.guidance),
+        rollouts.guided(velocity, conditions, empties, r.guidance),
         jax.lax.with_sharding_constraint(noise, self._rows),
         times,
         key,
@@ -262,32 +326,41 @@ class Loop:
         transition=self._slots.transition,
         log_prob=self._slots.log_prob,
         window_start=start,
-        window=config.rollout.window,
-        last_step=config.rollout.last_step,
+        window=r.window,
+        last_step=r.last_step,
+        attends=attends,
     )
     return trajectory, cond, policy.decode(base, trajectory.final)
 
-  def _select(self, trajectory, cond, signals, stats):
+  def _select(self, trajectory, cond, ids, signals, labels, stats, key, step):
     """Signals to the batch of the update."""
-    slot, group = self._slots, trajectory.group
+    config, slot, group = self._config, self._slots, trajectory.group
     reward = slot.aggregate(signals)
     keep = slot.select(reward, group)
-    advantage, stats = slot.advantage(reward, keep, group, stats)
-    weight = slot.credit(trajectory, signals)
-    rows = selection.compact(keep, kept_rows(self._config))
+    if reward.ndim == 2:  # several signals, compared by the selector alone
+      reward = reward.sum(-1)
+    advantage, stats = slot.advantage(reward, keep, group, labels, stats)
+    if advantage.ndim == 1:
+      advantage = advantage[None, :, None, None]
+    window = trajectory.t.shape[0] - 1
+    visited = config.rollout.visited or window
+    order = jnp.arange(window)
+    if visited < window:
+      key = jax.random.fold_in(jax.random.fold_in(key, step), _VISITS)
+      order = jnp.sort(jax.random.permutation(key, window)[:visited])
     batch = UpdateBatch(
-        trajectory=dataclasses.replace(
-            trajectory,
-            x=trajectory.x[:, rows],
-            mean=trajectory.mean[:, rows],
-            log_prob=trajectory.log_prob[:, rows],
-            final=trajectory.final[rows],
-            group=group[rows],
-        ),
-        conditioning=jax.tree.map(lambda x: x[rows], cond),
-        advantage=advantage[rows],
-        keep=keep[rows],
-        weight=weight[:, rows],
+        trajectory=trajectory,
+        conditioning=cond,
+        ids=ids,
+        reward=reward,
+        advantage=advantage,
+        keep=keep,
+        weight=slot.credit(trajectory, signals),
+        visits=order,
+    )
+    rows = selection.compact(keep, kept_rows(config))
+    batch = map_rows(
+        lambda x, axis: x if axis is None else jnp.take(x, rows, axis), batch
     )
     return batch, stats, reward_metrics(reward, signals, group, keep)
 
@@ -322,10 +395,23 @@ def reward_metrics(reward, signals, group, keep):
 
 
 def window_start(config, key, step):
-  """First stochastic step of an iteration, uniform over the range."""
-  low, high = config.rollout.window_range
-  key = jax.random.fold_in(jax.random.fold_in(key, step), _WINDOW)
-  return jax.random.randint(key, (), low, high - config.rollout.window + 1)
+  """First step of the window of an iteration, i32[].
+
+  "random" is uniform over the range (Flow-GRPO-Fast); "moving" goes from its
+  start to its end, one step every `window_every` iterations, and begins again
+  (MixGRPO, arXiv:2507.21802); "backward" goes the other way and widens nothing,
+  so that the last steps are learned first (B2-DiffuRL, arXiv:2503.11240).
+  """
+  r = config.rollout
+  low, high = r.window_range
+  places = high - low - r.window + 1
+  if r.window_moves == "random":
+    key = jax.random.fold_in(jax.random.fold_in(key, step), _WINDOW)
+    return jax.random.randint(key, (), low, low + places)
+  moved = jnp.asarray(step) // r.window_every
+  if r.window_moves == "moving":
+    return low + moved % places
+  return low + jnp.maximum(places - 1 - moved, 0)
 
 
 class Clock:

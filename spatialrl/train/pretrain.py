@@ -8,24 +8,29 @@ import jax.numpy as jnp
 from spatialrl.data import scenes, tokenizers
 from spatialrl.evals import relations
 from spatialrl.io import assets
-from spatialrl.models.build import new_policy
+from spatialrl.models.build import load_policy, new_policy
 from spatialrl.parallel import mesh as meshes
 from spatialrl.train import sampling
 from spatialrl.train.supervised import fit
 
 
 def run(config, workdir, mesh):
-  """Trains text encoder and MMDiT from scratch and exports their average.
+  """Trains text encoder and MMDiT and exports their average.
 
-  Writes `policy.safetensors` in the workdir.
+  Starts from scratch, or from the weights that `config.init` names. Writes
+  `policy.safetensors` in the workdir.
   """
   if not 0 < config.loss_floor <= 1:
     raise ValueError(
         f"loss_floor is {config.loss_floor}; allowed is above 0, up to 1."
     )
   tokenizer = tokenizers.load()
-  policy, frozen = new_policy(config.policy, len(tokenizer))
-  params = policy.init(jax.random.key(config.seed))
+  if config.init:
+    policy, params = load_policy(config.init, remat=config.policy.remat)
+    frozen = {n: params[n] for n in ("autoencoder",) if n in params}
+  else:
+    policy, frozen = new_policy(config.policy, len(tokenizer))
+    params = policy.init(jax.random.key(config.seed))
   params = {name: params[name] for name in params if name not in frozen}
   frozen = jax.device_put(frozen, meshes.replicated(mesh))
   data = config.data

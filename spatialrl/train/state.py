@@ -20,6 +20,7 @@ class TrainState:
     params: the trained weights (all, or the adapters).
     opt_state: of optax.
     ema: moving average of `params`, the weights that are evaluated.
+    old: the weights that sample, where they are not `params`; else {}.
     key: PRNG key of the run; every use folds in the step and a purpose.
     stats: running statistics of the advantage, {} where it has none.
   """
@@ -29,6 +30,7 @@ class TrainState:
   params: dict
   opt_state: optax.OptState
   ema: dict
+  old: dict
   key: jax.Array
   stats: dict
 
@@ -65,7 +67,7 @@ def make_optimizer(config, updates):
   )
 
 
-def init_state(params, optimizer, seed, stats=None):
+def init_state(params, optimizer, seed, stats=None, keeps_old=False):
   """A TrainState at step 0; jit it to place the optimizer's state as well."""
   return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -73,6 +75,7 @@ def init_state(params, optimizer, seed, stats=None):
       params=params,
       opt_state=optimizer.init(params),
       ema=jax.tree.map(jnp.copy, params),
+      old=jax.tree.map(jnp.copy, params) if keeps_old else {},
       key=jax.random.key(seed),
       stats=stats or {},
   )

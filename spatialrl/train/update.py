@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import optax
 
 from spatialrl.flow.rollout import guided
-from spatialrl.flow.transition import evaluate_step, repeatable
-from spatialrl.records import UpdateBatch
+from spatialrl.flow.transition import repeatable
+from spatialrl.records import map_rows
+from spatialrl.rl.anchors import WEIGHT_ANCHORS
 from spatialrl.rl.ema import ema_update
+from spatialrl.rl.view import View
+
+_DRAWS = 3  # purpose of the run's key; 1 and 2 are the rollout's
 
 
-def make_update(policy, optimizer, slots, config, *, guidance):
+def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
   """Builds the update of one iteration.
 
   Without rematerialised layers the network is wrapped in `repeatable`, so
@@ -23,75 +27,92 @@ def make_update(policy, optimizer, slots, config, *, guidance):
   Args:
     policy: Policy.
     optimizer: optax.GradientTransformation over the trained weights.
-    slots: with `transition`, `log_prob`, `objective`, `anchor` bound.
+    slots: with `transition`, `log_prob`, `objective`, `prepare` (or None),
+      `anchor` and `behaviour` bound.
     config: fields `updates` (optimizer steps an iteration, each on its share
       of the images), `anchor_weight`, `ema_decay`, `ema_every`.
+    guidance: scale of classifier-free guidance.
+    judge: (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L]) -> f32[M],
+      for objectives that differentiate the reward.
 
   Returns:
     (base, state, UpdateBatch) -> (state, dict of f32[]). Row r of the batch
     goes to optimizer step r modulo `updates`, so that every device keeps its
     own rows.
   """
+  draws = slots.objective.keywords.get("draws")
+  anchor_entry = getattr(slots.anchor, "func", slots.anchor)
+  weight_anchor = anchor_entry in WEIGHT_ANCHORS.values()
 
-  def step_loss(trainable, base, batch, k):
-    """Sum over images of the loss of window step k."""
-    trajectory, cond = batch.trajectory, batch.conditioning
+  def look(trainable, base, old, batch):
+    """The View of a batch, with gradients to `trainable` alone."""
+    cond = batch.conditioning
+    empty = policy.encode_empty(base, cond) if guidance != 1 else None
 
-    def evaluate(weights):
+    def field(weights):
       def velocity(x, t, c):
         return policy.velocity(base, weights, x, t, c)
 
-      empty = policy.encode_empty(base, cond) if guidance != 1 else None
-      field = guided(velocity, cond, empty, guidance)
-      if not policy.mmdit.remat:
-        field = repeatable(field)
-      return evaluate_step(
-          field,
-          trajectory.x[k],
-          trajectory.x[k + 1],
-          trajectory.t[k],
-          trajectory.t[k + 1],
-          transition=slots.transition,
-          log_prob=slots.log_prob,
-      )
+      closure = guided(velocity, cond, empty, guidance)
+      return closure if policy.mmdit.remat else repeatable(closure)
 
-    new = evaluate(trainable)
-    old_log_prob = trajectory.log_prob[k]
-    loss, metrics = slots.objective(
-        new,
-        trajectory.mean[k],
-        old_log_prob,
-        batch.advantage,
-        batch.weight[k],
+    fields = {"new": trainable, "old": old, "reference": None}
+    return View(
+        {name: field(weights) for name, weights in fields.items()},
+        batch,
+        transition=slots.transition,
+        log_prob=slots.log_prob,
+        judge=lambda latents: judge(
+            policy.decode(base, latents), batch.ids, cond.mask
+        ),
     )
-    difference = jnp.abs(new.log_prob - old_log_prob).mean((1, 2))
-    metrics |= {"log_prob_difference": difference}
-    if config.anchor_weight:
-      reference = jax.lax.stop_gradient(evaluate(None))
+
+  def visit_loss(trainable, base, old, batch, k, key):
+    """Sum over images of the loss of one visit."""
+    view = look(trainable, base, old, batch)
+    loss, metrics, anchored = slots.objective(view, k, key)
+    if config.anchor_weight and not weight_anchor:
+      new, reference = anchored()
+      reference = jax.lax.stop_gradient(reference)
       anchor = slots.anchor(new, reference)
       loss = loss + config.anchor_weight * anchor
       metrics |= {"anchor": anchor}
     # A padding row has no say, not even through the anchor.
     loss = jnp.where(batch.keep, loss, 0.0)
+    calls = view.calls * (1 if guidance == 1 else 2)
+    metrics |= {"calls": jnp.full(loss.shape, calls, jnp.float32)}
     return loss.sum(), metrics
 
   def minibatch(carry, batch):
-    base, state = carry
+    base, old, state = carry
     kept = jnp.maximum(batch.keep.sum(), 1)
-    window = batch.trajectory.t.shape[0] - 1
+    key = jax.random.fold_in(
+        jax.random.fold_in(state.key, state.updates), _DRAWS
+    )
+    visits = batch.visits if draws is None else jnp.arange(draws)
+    prepared = 0
+    if slots.prepare is not None:
+      view = look(state.params, base, old, batch)
+      batch = dataclasses.replace(batch, advantage=slots.prepare(view))
+      prepared = view.calls * (1 if guidance == 1 else 2)
 
     def accumulate(total, k):
-      (loss, metrics), grads = jax.value_and_grad(step_loss, has_aux=True)(
-          state.params, base, batch, k
+      (loss, metrics), grads = jax.value_and_grad(visit_loss, has_aux=True)(
+          state.params, base, old, batch, k, key
       )
       return jax.tree.map(jnp.add, total, (loss, grads)), metrics
 
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
     (loss, grads), metrics = jax.lax.scan(
-        accumulate, zero, jnp.arange(window)
+        accumulate, zero, visits
     )
-    scale = 1.0 / (kept * window)
+    scale = 1.0 / (kept * visits.shape[0])
     grads = jax.tree.map(lambda g: g * scale, grads)
+    if config.anchor_weight and weight_anchor:
+      pull = jax.grad(slots.anchor)(state.params, policy.start(base))
+      grads = jax.tree.map(
+          lambda g, p: g + config.anchor_weight * p, grads, pull
+      )
     moves, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, moves)
     state = dataclasses.replace(
@@ -107,6 +128,7 @@ def make_update(policy, optimizer, slots, config, *, guidance):
             every=config.ema_every,
         ),
     )
+    metrics["calls"] = metrics["calls"] + prepared
     out = {
         "loss": loss * scale,
         "grad_norm": optax.tree.norm(grads),
@@ -114,11 +136,16 @@ def make_update(policy, optimizer, slots, config, *, guidance):
         # [W, M], padding out
         **{n: (v, batch.keep) for n, v in metrics.items()},
     }
-    return (base, state), out
+    return (base, old, state), out
 
   def update(base, state, batch):
+    old = state.old or state.params  # {}: the policy of the rollout
     parts = _split(batch, config.updates)
-    (_, state), out = jax.lax.scan(minibatch, (base, state), parts)
+    carry = (base, old, state)
+    (_, _, state), out = jax.lax.scan(minibatch, carry, parts)
+    if state.old:
+      moved = slots.behaviour(state.old, state.params, state.step)
+      state = dataclasses.replace(state, old=moved)
     return state, _summarise(out)
 
   return update
@@ -134,27 +161,13 @@ def _split(batch, parts):
     )
 
   def cut(x, axis):
+    if axis is None:
+      return jnp.broadcast_to(x, (parts, *x.shape))
     shape = x.shape
     x = x.reshape(*shape[:axis], rows // parts, parts, *shape[axis + 1 :])
     return jnp.moveaxis(x, axis + 1, 0)
 
-  trajectory = batch.trajectory
-  steps = trajectory.t.shape
-  return UpdateBatch(
-      trajectory=dataclasses.replace(
-          trajectory,
-          x=cut(trajectory.x, 1),
-          t=jnp.broadcast_to(trajectory.t, (parts, *steps)),
-          mean=cut(trajectory.mean, 1),
-          log_prob=cut(trajectory.log_prob, 1),
-          final=cut(trajectory.final, 0),
-          group=cut(trajectory.group, 0),
-      ),
-      conditioning=jax.tree.map(lambda x: cut(x, 0), batch.conditioning),
-      advantage=cut(batch.advantage, 0),
-      keep=cut(batch.keep, 0),
-      weight=cut(batch.weight, 1),
-  )
+  return map_rows(cut, batch)
 
 
 def _summarise(out):
@@ -174,6 +187,9 @@ def _summarise(out):
       metrics["ratio_max"] = jnp.max(jnp.where(keep, values, 0.0))
       first = jnp.where(keep[0], jnp.abs(values[0] - 1), 0.0)
       metrics["ratio_first_deviation"] = jnp.max(first)
+    if name == "calls":  # network calls of the whole update
+      metrics["update_calls"] = jnp.sum(values * keep)
+      del metrics["calls"]
     if name == "log_prob_difference":
       # Before the first optimizer step: rollout against update, same weights.
       first = jnp.sum(values[0] * keep[0]) / jnp.maximum(keep[0].sum(), 1)

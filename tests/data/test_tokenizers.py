@@ -79,3 +79,18 @@ def test_a_long_prompt_is_an_error(tokenizer):
   assert tokenizers.encode(tokenizer, [prompt], 6)[1].all()
   with pytest.raises(ValueError, match=r"6 tokens; prompts\.max_tokens .* 5"):
     tokenizers.encode(tokenizer, [prompt], 5)
+
+
+def test_words_have_kinds(tokenizer):
+  table = tokenizers.word_table(tokenizer, ("nouns", "colours"))
+  ids, mask = tokenizers.encode(
+    tokenizer, ["a red circle left of two blue squares"], 8
+  )
+  # red circle left of two blue squares
+  np.testing.assert_array_equal(
+    table[ids[0]] & mask[0], [1, 1, 0, 0, 0, 1, 1, 0]
+  )
+  function = tokenizers.word_table(tokenizer, ("function",))
+  np.testing.assert_array_equal(np.flatnonzero(function[ids[0]]), [3])
+  with pytest.raises(ValueError, match="word kind 'verbs' is unknown"):
+    tokenizers.word_table(tokenizer, ("verbs",))

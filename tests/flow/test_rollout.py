@@ -241,3 +241,46 @@ def test_chunks_change_the_calls_and_nothing_else():
   assert set(sizes) == {B, 2}
   with pytest.raises(ValueError, match="chunks of 4 rows do not divide .* 6"):
     flow.in_chunks(field, 4)(START, t, cond)
+
+
+def test_a_shared_start_makes_the_window_a_branch():
+  """Images of a group agree up to the first noisy step and differ by it."""
+  start = flow.initial_noise(jax.random.key(0), GROUP, (H, W, C), shared=True)
+  trajectory = flow.rollout(
+    network, start, schedules.sd3(STEPS), jax.random.key(1), GROUP,
+    transition=FLOW_SDE, log_prob=transition.gaussian_log_prob,
+    window_start=4, window=2, last_step="ode",
+  )
+  for group in range(2):
+    mine = np.asarray(GROUP) == group
+    prefix = np.asarray(trajectory.x[0])[mine]
+    np.testing.assert_array_equal(prefix, prefix[:1].repeat(mine.sum(), 0))
+    after = np.asarray(trajectory.x[1])[mine]
+    assert np.abs(after[1:] - after[:1]).max((1, 2, 3)).min() > 0.1
+
+
+def test_without_a_density_an_ode_may_have_a_window():
+  trajectory = flow.rollout(
+    network, START, schedules.sd3(STEPS), jax.random.key(1), GROUP,
+    transition=transition.ode, log_prob=None,
+    window_start=0, window=STEPS, last_step="noise",
+  )
+  np.testing.assert_array_equal(trajectory.log_prob, 0.0)
+  np.testing.assert_array_equal(trajectory.std, 0.0)
+  np.testing.assert_array_equal(trajectory.x[-1], trajectory.final)
+
+
+def test_maps_of_the_window_are_kept():
+  def field(x, t, cond):
+    del cond
+    return network(x, t), jnp.abs(x).mean(-1)
+
+  cond = jnp.zeros((B, 1))
+  trajectory = flow.rollout(
+    flow.guided(flow.in_chunks(field, 4), cond, cond, 2.0), START,
+    schedules.sd3(STEPS), jax.random.key(1), GROUP,
+    transition=FLOW_SDE, log_prob=transition.gaussian_log_prob,
+    window_start=3, window=2, last_step="ode", attends=True,
+  )
+  want = np.abs(trajectory.x[:2]).mean(-1)
+  np.testing.assert_allclose(trajectory.attention, want, rtol=1e-6)

@@ -13,7 +13,9 @@ from spatialrl.rl import anchors
 
 B, H, C = 5, 4, 3
 T, T_NEXT, A = 0.8, 0.65, 0.7
-PULLING = sorted(set(anchors.ANCHORS) - {"none"})
+# Those that compare transitions; the others compare weights.
+STEPWISE = [n for n in anchors.ANCHORS if n not in anchors.WEIGHT_ANCHORS]
+PULLING = sorted(set(STEPWISE) - {"none"})
 
 
 def normal(rng, *shape):
@@ -39,7 +41,7 @@ def steps(rng):
   return step, v, v_ref
 
 
-@pytest.mark.parametrize("name", anchors.ANCHORS)
+@pytest.mark.parametrize("name", STEPWISE)
 def test_anchors_vanish_at_the_reference(name, steps):
   step, v, _ = steps
   anchor = jax.jit(anchors.ANCHORS[name])
@@ -50,7 +52,7 @@ def test_anchors_vanish_at_the_reference(name, steps):
   np.testing.assert_array_equal(grad, 0.0)
 
 
-@pytest.mark.parametrize("name", anchors.ANCHORS)
+@pytest.mark.parametrize("name", STEPWISE)
 def test_anchors_are_not_negative(name, steps):
   step, v, v_ref = steps
   value = jax.jit(anchors.ANCHORS[name])(step(v), step(v_ref))
@@ -70,7 +72,7 @@ def test_anchors_pull_towards_the_reference(name, steps):
   )
 
 
-@pytest.mark.parametrize("name", anchors.ANCHORS)
+@pytest.mark.parametrize("name", STEPWISE)
 def test_anchors_take_images_one_by_one(name, steps):
   step, v, v_ref = steps
   moved = v.at[1:].add(1.0)
@@ -79,7 +81,7 @@ def test_anchors_take_images_one_by_one(name, steps):
   np.testing.assert_allclose(here[0], there[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", anchors.ANCHORS)
+@pytest.mark.parametrize("name", STEPWISE)
 def test_images_may_sit_at_different_steps(name, steps):
   step, v, v_ref = steps
   new = step(v)
@@ -115,3 +117,13 @@ def test_kl_has_its_closed_form_in_the_velocities(steps):
   np.testing.assert_allclose(
     anchors.kl_published(new, reference), h * factor * shift, rtol=1e-4
   )
+
+
+def test_weights_are_pulled_to_where_they_started(rng):
+  start = {"a": normal(rng, 3, 2), "b": {"c": normal(rng, 4)}}
+  params = jax.tree.map(lambda x: x + 0.5, start)
+  value, grad = jax.value_and_grad(anchors.weight_to_init)(params, start)
+  np.testing.assert_allclose(value, 10 * 0.25, rtol=1e-5)
+  for leaf in jax.tree.leaves(grad):
+    np.testing.assert_allclose(leaf, 1.0, rtol=1e-5)
+  assert anchors.weight_to_init(start, start) == 0

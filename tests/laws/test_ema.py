@@ -45,3 +45,10 @@ def test_the_average_keeps_its_dtype():
   np.testing.assert_allclose(got, 0.9, rtol=1e-6)
   got = ema.ema_update(params, average, 0, decay=0.9, every=1)
   assert got.dtype == jnp.bfloat16
+
+
+def test_the_old_policy_slows_down_to_its_ceiling():
+  old, new = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
+  for step, decay in ((0, 0.0), (100, 0.1), (10_000, 0.5)):
+    moved = ema.ema_old(old, new, step, rate=0.001, ceiling=0.5)
+    np.testing.assert_allclose(moved["w"], 1 - decay, rtol=1e-6)

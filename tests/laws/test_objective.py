@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from spatialrl.flow import transition
-from spatialrl.rl import objectives
+from spatialrl.rl import ppo
 
 B, H, C = 6, 4, 3
 T, T_NEXT = jnp.float32(0.8), jnp.float32(0.65)
-OPTIONS = {"ppo": {}, "ppo_guard": {"divide_by_interval": True}}
+OPTIONS = {"ppo_guard": {"divide_by_interval": True}}
+WHOLE = ["ppo", "ppo_guard"]  # one ratio an image, with its own gradient
 # Factor between the gradient and that of plain REINFORCE at the old policy.
 FACTOR = {
-  "ppo": lambda step: 1.0,
   "ppo_guard": lambda step: step.std / step.interval,
 }
 
@@ -55,8 +55,9 @@ def case(rng):
 
 
 def objective(name, **overrides):
-  options = {"clip_range": 0.2, "adv_clip": 5.0} | OPTIONS[name] | overrides
-  return jax.jit(functools.partial(objectives.OBJECTIVES[name], **options))
+  options = {"clip_range": 0.2, "adv_clip": 5.0} | OPTIONS.get(name, {})
+  options |= overrides
+  return jax.jit(functools.partial(ppo.PPO[name], **options))
 
 
 def run(name, case, v, advantage=None, **overrides):
@@ -73,7 +74,7 @@ def gradient(name, case, v, advantage=None, **overrides):
   )(v)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_the_ratio_is_exactly_one_at_the_rollout_policy(name, case):
   loss, metrics = run(name, case, case["v"])
   assert loss.shape == (B,) and loss.dtype == jnp.float32
@@ -82,18 +83,19 @@ def test_the_ratio_is_exactly_one_at_the_rollout_policy(name, case):
     np.testing.assert_array_equal(metrics[key], np.zeros(B, np.float32))
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_the_gradient_is_weighted_reinforce_at_the_rollout_policy(name, case):
   def reinforce(v):
     log_prob = jnp.mean(case["weight"] * case["step"](v).log_prob, (1, 2))
     return -jnp.sum(case["advantage"] * log_prob)
 
-  want = FACTOR[name](case["old"]) * jax.grad(reinforce)(case["v"])
+  factor = FACTOR.get(name, lambda step: 1.0)(case["old"])
+  want = factor * jax.grad(reinforce)(case["v"])
   got = gradient(name, case, case["v"])
   np.testing.assert_allclose(got, want, atol=1e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_the_credit_moves_the_gradient(name, case):
   uniform = case | {"weight": jnp.ones_like(case["weight"])}
   weighted = gradient(name, case, case["v"])
@@ -105,7 +107,7 @@ def test_the_credit_moves_the_gradient(name, case):
   )
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_a_zero_advantage_teaches_nothing(name, case, rng):
   v = case["v"] + normal(rng, B, H, H, C)
   zero = jnp.zeros(B)
@@ -113,7 +115,7 @@ def test_a_zero_advantage_teaches_nothing(name, case, rng):
   np.testing.assert_array_equal(gradient(name, case, v, zero), 0.0)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_advantages_are_clipped(name, case):
   v = 1.01 * case["v"]
   for sign in (1.0, -1.0):
@@ -124,7 +126,7 @@ def test_advantages_are_clipped(name, case):
     )
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_gradients_stop_only_where_clipping_is_pessimistic(name, case, rng):
   v = case["v"] + 0.1 * normal(rng, B, H, H, C)
   clip = {"clip_range": 1e-6}
@@ -139,7 +141,7 @@ def test_gradients_stop_only_where_clipping_is_pessimistic(name, case, rng):
     np.testing.assert_array_equal(moving, ~stopped)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_images_do_not_see_each_other(name, case, rng):
   v = case["v"] + 0.1 * normal(rng, B, H, H, C)
   moved = v.at[1:].add(normal(rng, B - 1, H, H, C))
@@ -152,7 +154,7 @@ def test_images_do_not_see_each_other(name, case, rng):
   assert np.all(np.abs(other_loss[1:] - loss[1:]) > 0)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_images_may_sit_at_different_steps(name, case, rng):
   v = case["v"] + 0.1 * normal(rng, B, H, H, C)
   new = case["step"](v)
@@ -165,7 +167,7 @@ def test_images_may_sit_at_different_steps(name, case, rng):
   np.testing.assert_allclose(loss, run(name, case, v)[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
+@pytest.mark.parametrize("name", ppo.PPO)
 def test_shapes_that_would_broadcast_are_refused(name, case):
   with pytest.raises(ValueError, match=r"advantage has shape \(6, 1\)"):
     run(name, case, case["v"], case["advantage"][:, None])
@@ -197,3 +199,35 @@ def test_the_guard_divides_by_the_interval_when_asked(case, rng):
   divided, _ = run("ppo_guard", case, v)
   plain, _ = run("ppo_guard", case, v, divide_by_interval=False)
   np.testing.assert_allclose(divided * (T - T_NEXT), plain, rtol=1e-6)
+
+
+def test_each_position_is_clipped_alone(case, rng):
+  v = case["v"] + 0.1 * normal(rng, B, H, H, C)
+  ratio = jnp.exp(case["step"](v).log_prob - case["old"].log_prob)
+  grad = gradient("ppo_position", case, v, jnp.ones(B), clip_range=1e-3)
+  moving = np.abs(np.asarray(grad)).max(-1) > 0
+  np.testing.assert_array_equal(moving, np.asarray(ratio) <= 1 + 1e-3)
+  assert 0 < moving.mean() < 1
+
+
+def test_the_sequence_ratio_has_the_images_value_and_local_gradients(case, rng):
+  v = case["v"] + 0.1 * normal(rng, B, H, H, C)
+  uniform = case | {"weight": jnp.ones_like(case["weight"])}
+  loss, metrics = run("ppo_sequence", uniform, v)
+  want, plain = run("ppo", uniform, v)
+  np.testing.assert_allclose(loss, want, rtol=1e-6)
+  np.testing.assert_allclose(metrics["ratio"], plain["ratio"], rtol=1e-6)
+  np.testing.assert_allclose(
+    gradient("ppo_sequence", uniform, v), gradient("ppo", uniform, v),
+    atol=1e-8,
+  )
+
+
+@pytest.mark.parametrize("name", ["ppo_position", "ppo_sequence"])
+def test_positions_may_have_their_own_advantage(name, case, rng):
+  own = normal(rng, B, H, H)
+  grad = gradient(name, case, case["v"], own)
+  plain = gradient(name, case, case["v"], jnp.ones(B))
+  np.testing.assert_allclose(
+    grad, own[..., None] * plain, atol=1e-6 * np.abs(plain).max()
+  )

@@ -9,7 +9,14 @@ import pytest
 from spatialrl.rl import select
 
 K = 2
-OPTIONS = {"topk_bottomk": {"k": K}}
+OPTIONS = {
+  "topk_bottomk": {"k": K},
+  "group_variance": {"min_std": 1.0, "max_mean": 0.6},
+  "branch_extremes": {"threshold": 0.5},
+}
+# The Pareto front needs several signals and has its own test.
+SCALAR = [name for name in select.SELECTORS if name != "pareto_front"]
+
 SIZES = (4, 7, 5, 9)  # images per group
 GROUP = np.repeat(np.arange(4, dtype=np.int32), SIZES)
 
@@ -26,7 +33,7 @@ def rewards(rng, failures=0):
   return reward
 
 
-@pytest.mark.parametrize("name", select.SELECTORS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_selection_commutes_with_permuting_images(name, rng):
   reward = rewards(rng, failures=3)
   order = rng.permutation(GROUP.size)
@@ -36,7 +43,7 @@ def test_selection_commutes_with_permuting_images(name, rng):
   np.testing.assert_array_equal(moved, keep[order])
 
 
-@pytest.mark.parametrize("name", select.SELECTORS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_ties_do_not_change_which_rewards_are_kept(name, rng):
   reward = rng.integers(0, 3, GROUP.size).astype(np.float32)
   order = rng.permutation(GROUP.size)
@@ -49,7 +56,7 @@ def test_ties_do_not_change_which_rewards_are_kept(name, rng):
     )
 
 
-@pytest.mark.parametrize("name", select.SELECTORS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_failed_scores_are_never_kept(name, rng):
   reward = rewards(rng, failures=9)
   reward[GROUP == 0] = -np.inf
@@ -58,7 +65,7 @@ def test_failed_scores_are_never_kept(name, rng):
   assert not keep[reward == -np.inf].any()
 
 
-@pytest.mark.parametrize("name", select.SELECTORS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_failures_act_as_if_the_image_was_not_there(name, rng):
   reward = rewards(rng, failures=5)
   there = reward != -np.inf
@@ -67,7 +74,7 @@ def test_failures_act_as_if_the_image_was_not_there(name, rng):
   np.testing.assert_array_equal(keep[there], without)
 
 
-@pytest.mark.parametrize("name", select.SELECTORS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_groups_do_not_mix(name, rng):
   reward = rewards(rng)
   other = reward.copy()
@@ -77,14 +84,14 @@ def test_groups_do_not_mix(name, rng):
   np.testing.assert_array_equal(keep[GROUP != 2], changed[GROUP != 2])
 
 
-@pytest.mark.parametrize("name", select.SELECTORS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_a_nan_reward_is_not_hidden(name, rng):
   reward = rewards(rng)
   reward[5] = np.nan
   assert selector(name)(reward, GROUP)[5]
 
 
-@pytest.mark.parametrize("name", select.SELECTORS)
+@pytest.mark.parametrize("name", SCALAR)
 def test_capacity_holds_all_that_is_kept(name, rng):
   group = np.repeat(np.arange(3, dtype=np.int32), 8)
   reward = rng.normal(size=24).astype(np.float32)
@@ -165,3 +172,35 @@ def test_the_largest_k_fits():
 def test_capacity_lists_the_selectors():
   with pytest.raises(ValueError, match="'best'.*topk_bottomk"):
     select.capacity("best", batch=4, groups=1)
+
+
+def test_group_variance_drops_what_is_good_and_agrees(rng):
+  reward = 0.5 + 0.3 * rewards(rng)
+  reward[GROUP == 1] = 0.95 + 0.01 * reward[GROUP == 1]  # good, agrees
+  reward[GROUP == 2] = 0.01 * reward[GROUP == 2]  # agrees
+  keep = select.group_variance(reward, GROUP, min_std=0.05, max_mean=0.9)
+  np.testing.assert_array_equal(keep, GROUP != 1)
+
+
+def test_branch_extremes_must_stand_out():
+  reward = np.float32([0, 0, 0, 9, 1, 2, 3, 4, 5, 5, 5, 5])
+  group = np.repeat(np.arange(3, dtype=np.int32), 4)
+  keep = select.branch_extremes(reward, group, threshold=0.6)
+  # The three zeros lie 0.58 spreads below their mean.
+  np.testing.assert_array_equal(np.flatnonzero(keep), [3, 4, 7])
+
+
+def test_the_front_is_what_nobody_of_the_group_beats(rng):
+  reward = np.float32([[1, 1], [2, 0], [0, 2], [1, 0], [9, 9], [1, 1], [3, 3]])
+  group = np.int32([0, 0, 0, 0, 1, 0, 1])
+  reward = np.concatenate([reward, np.full((1, 2), -np.inf, np.float32)])
+  group = np.append(group, np.int32(0))
+  keep = jax.jit(select.pareto_front)(reward, group)
+  # [1, 1] twice: equals do not beat each other.
+  np.testing.assert_array_equal(np.flatnonzero(keep), [0, 1, 2, 4, 5])
+  order = rng.permutation(8)
+  np.testing.assert_array_equal(
+    select.pareto_front(reward[order], group[order]), keep[order]
+  )
+  with pytest.raises(ValueError, match="needs aggregate.name 'vector'"):
+    select.pareto_front(reward[:, 0], group)

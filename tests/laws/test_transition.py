@@ -16,9 +16,10 @@ SETTINGS = {
   "ode": {},
   "flow_sde": {"noise_level": 0.7},
   "dance_sde": {"eta": 0.3},
+  "cosine_sde": {"eta_max": 0.6, "eta_min": 0.1},
   "cps": {"noise_level": 0.8},
 }
-SDE = ["flow_sde", "dance_sde"]
+SDE = ["flow_sde", "dance_sde", "cosine_sde"]
 SHAPE = (3, 4, 4, 5)
 GRID = [(0.9, 0.8), (0.5, 0.3), (0.2, 0.05)]
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatialrl.models import attention as attention_room
 from spatialrl.models import mmdit
 
 # A stack of two dual blocks, a stack of two plain ones, and the last.
@@ -136,3 +137,68 @@ def test_every_token_has_its_own_place():
   grid = places.reshape(4, 6, 16)
   assert np.ptp(grid[..., :8], axis=0).max() == 0
   assert np.ptp(grid[..., 8:], axis=1).max() == 0
+
+
+WORDS = np.arange(L)[None] == np.array([[1], [0]])
+
+
+@pytest.fixture(scope="module")
+def sharp(params):
+  """The same with attention that has an opinion."""
+
+  def scale(path, leaf):
+    normed = any("_norm" in str(getattr(key, "key", "")) for key in path)
+    return 10 * leaf if normed else leaf
+
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def attention(params, words, blocks, config=CONFIG):
+  return mmdit.MMDiT(config).apply(
+    {"params": params}, X, T, TEXT, POOLED, MASK, words, blocks
+  )
+
+
+@pytest.mark.parametrize("blocks", [(0,), (3,), (4,), (1, 2, 4)])
+def test_attention_comes_out_beside_the_same_velocity(sharp, blocks):
+  v, seen = jax.jit(attention, static_argnums=2)(sharp, WORDS, blocks)
+  np.testing.assert_allclose(
+    v, velocity(sharp, X, T, TEXT, POOLED, MASK), atol=1e-5
+  )
+  assert seen.shape == (B, 2, 3) and np.all(seen >= 0)
+  np.testing.assert_allclose(seen.mean((1, 2)), 1.0, rtol=1e-5)
+  assert np.asarray(seen).std((1, 2)).min() > 1e-3
+
+
+def test_attention_of_blocks_is_the_mean_of_theirs(sharp):
+  _, both = attention(sharp, WORDS, (1, 4))
+  _, one = attention(sharp, WORDS, (1,))
+  _, other = attention(sharp, WORDS, (4,))
+  np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-5)
+
+
+def test_attention_is_that_of_the_words_asked_for(sharp):
+  _, seen = attention(sharp, WORDS, (2,))
+  _, other = attention(sharp, ~WORDS & MASK, (2,))
+  assert np.abs(seen - other).max() > 1e-2
+  _, nothing = attention(sharp, np.zeros_like(WORDS), (2,))
+  np.testing.assert_array_equal(nothing, 1.0)
+
+
+def test_a_block_that_is_not_there_is_refused(params):
+  with pytest.raises(ValueError, match=r"blocks is \(5,\); .* 0 to 4"):
+    attention(params, WORDS, (5,))
+
+
+def test_the_word_map_reads_the_text_columns_alone():
+  query, key = normal(5, B, 6, 2, 4), normal(6, B, L, 2, 4)
+  logits = np.einsum("bnhd,blhd->bhnl", query, key) / 2
+  logits = np.where(MASK[:, None, None], logits, -np.inf)
+  share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  share = share.mean(1)  # [B, N, L]
+  share = share / np.maximum(share.mean(1, keepdims=True), 1e-12)
+  words = MASK & (np.arange(L)[None] < 2)
+  want = np.where(words[:, None], share, 0).max(-1)
+  want = want / want.mean(1, keepdims=True)
+  got = attention_room.word_map(query, key, MASK, words)
+  np.testing.assert_allclose(got, want, rtol=1e-5)

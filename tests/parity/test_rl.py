@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spatialrl import records
 from spatialrl.flow import transition
-from spatialrl.rl import advantage, anchors, objectives, preference
+from spatialrl.rewards import aggregate
+from spatialrl.rl import advantage, anchors, forward, ppo, preference
 
 ROWS = (0, 1, 2)  # of axis 0 of the grpo_loss files: steps 0, 3 and 8
 
@@ -27,7 +29,9 @@ ROWS = (0, 1, 2)  # of axis 0 of the grpo_loss files: steps 0, 3 and 8
 def test_advantages_of_flow_grpo(golden, entry, column):
   data = golden("advantages/flow_grpo_tracker.npz")
   keep = np.ones(24, bool)
-  got, _ = jax.jit(entry)(data["rewards"], keep, data["prompt_id"], None)
+  got, _ = jax.jit(entry)(
+    data["rewards"], keep, data["prompt_id"], None, None
+  )
   np.testing.assert_allclose(got, data[column], rtol=0, atol=1e-6)
   constant = data["prompt_id"] == 1
   np.testing.assert_array_equal(np.asarray(got)[constant], 0.0)
@@ -45,8 +49,78 @@ def test_advantages_of_each_step_column(golden, entry, table):
   keep = np.ones(24, bool)
   for k in range(3):
     reward = data["rewards_per_step"][:, k]
-    got, _ = entry(reward, keep, data["prompt_id"], None)
+    got, _ = entry(reward, keep, data["prompt_id"], None, None)
     np.testing.assert_allclose(got, data[table][:, k], rtol=0, atol=1e-6)
+
+
+def test_ema_grpo(golden):
+  data = golden("advantages/ema_grpo.npz")
+  stats = advantage.initial_stats("ema_task_std", prompts=0, tasks=4)
+  for u in ("u0", "u1"):
+    got, stats = advantage.ema_task_std(
+      data[f"{u}_scores"],
+      np.ones(32, bool),
+      data[f"{u}_group"],
+      data[f"{u}_task"],
+      stats,
+      decay=float(data["decay"]),
+      guard=float(data["guard"]),
+      min_std=float(data["min_std"]),
+    )
+    want = data[f"{u}_advantage"]
+    there = data[f"{u}_mask"] > 0
+    spread = np.broadcast_to(np.asarray(got)[:, None], want.shape)
+    # The peer subtracts float32 moments too, in another order.
+    np.testing.assert_allclose(
+      spread[there], want[there], rtol=2e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+      stats["moments"][:, 0], data[f"{u}_ema_mean"], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+      stats["moments"][:, 1], data[f"{u}_ema_m2"], rtol=1e-5
+    )
+
+
+# Many rewards to one.
+
+
+def test_log_tamed_sum_of_paco(golden):
+  data = golden("advantages/paco_log_tame.npz")
+  signals = {
+    n: records.Signals(scalar=jnp.asarray(data[f"reward_{n}"], jnp.float32))
+    for n in "abc"
+  }
+  weights = dict(zip("abc", data["weights"].tolist(), strict=True))
+  got = aggregate.log_tame(signals, weights=weights)
+  np.testing.assert_allclose(got, data["aggregate_mean"], rtol=1e-6)
+  for entry, column in (
+    (advantage.group_mean_batch_std, "log_tame_then_grpo_global1"),
+    (advantage.group_z, "log_tame_then_grpo_global0"),
+  ):
+    normed, _ = entry(
+      got, np.ones(24, bool), data["prompt_id"], None, None, eps=0.0
+    )
+    np.testing.assert_allclose(normed, data[column], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [6, 8])
+def test_win_rate_of_pref_grpo(golden, size):
+  data = golden("advantages/pref_grpo.npz")
+  pair = jnp.asarray(data[f"wins_{size}"])[None]
+  got = aggregate.win_rate(
+    {"judge": records.Signals(pair=pair)}, weights={"judge": 1.0}
+  )
+  # The peer rounds to three decimals and takes the sample's spread.
+  np.testing.assert_allclose(got, data[f"win_rate_{size}"], atol=5.1e-4)
+  group = np.zeros(size, np.int32)
+  normed, _ = advantage.group_z(
+    got, np.ones(size, bool), group, None, None, eps=1e-8
+  )
+  sample = np.sqrt((size - 1) / size)
+  np.testing.assert_allclose(
+    sample * normed, data[f"adv_{size}"], atol=5e-3
+  )
 
 
 # Policy losses. The files keep channels first; batch 8, 8x8 positions.
@@ -122,7 +196,7 @@ def assert_clip_shares(metrics, data, prefix, row):
 def test_ppo_is_flow_grpo(golden, row, prefix, beta):
   data = golden("grpo_loss/flow_grpo.npz")
   case = inputs(golden, row)
-  objective = functools.partial(objectives.ppo, clip_range=1e-4, adv_clip=5.0)
+  objective = functools.partial(ppo.ppo, clip_range=1e-4, adv_clip=5.0)
   loss, policy, held, metrics, grad = run(
     case, objective, anchor=anchors.kl_published, beta=beta
   )
@@ -147,7 +221,7 @@ def test_ppo_is_flow_grpo(golden, row, prefix, beta):
 
 def guard(clip_range, divide_by_interval=True):
   return functools.partial(
-    objectives.ppo_guard,
+    ppo.ppo_guard,
     clip_range=float(clip_range),
     adv_clip=5.0,
     divide_by_interval=divide_by_interval,
@@ -272,3 +346,36 @@ def test_gaussian_bradley_terry_is_hpsv3(golden):
   )
   sampling = 5 * data["loss_mc_se"] + 6e-5
   assert np.all(np.abs(got - data["loss_mc"]) < sampling)
+
+
+# DiffusionNFT.
+
+
+@pytest.mark.parametrize(("mix", "prefix"), [(1.0, "beta1"), (0.1, "beta0p1")])
+def test_diffusion_nft(golden, mix, prefix):
+  data = golden("nft_loss/diffusion_nft.npz")
+  case = {
+    name: jnp.moveaxis(jnp.asarray(data[name]), 1, -1)
+    for name in ("x0", "x_t", "v_old", "v", "v_ref")
+  }
+  t, advantage = data["t"], data["advantage"]
+
+  def loss(v):
+    rows = forward.nft(
+      v, case["v_old"], case["x0"], case["x_t"], t, advantage,
+      mix=mix, adv_clip=5.0,
+    )
+    held = jnp.mean(jnp.square(v - case["v_ref"]))
+    return jnp.mean(rows) + 1e-4 * held, rows
+
+  (total, rows), grad = jax.value_and_grad(loss, has_aux=True)(case["v"])
+  share, good, bad = (
+    data[n] for n in ("r", f"{prefix}_positive_loss", f"{prefix}_negative_loss")
+  )
+  want = 5 * (share * good + (1 - share) * bad) / mix
+  # The last prediction is exact: its residual is rounding over a floor.
+  np.testing.assert_allclose(rows[:-1], want[:-1], rtol=1e-5)
+  np.testing.assert_allclose(rows[-1], want[-1], atol=1e-4)
+  np.testing.assert_allclose(total, data[f"{prefix}_loss"], rtol=1e-5)
+  grad = np.moveaxis(np.asarray(grad), -1, 1)[:-1]
+  assert_gradient(grad, data[f"{prefix}_grad_v"][:-1], 1e-5)

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import config_dict
 
 from spatialrl.records import Conditioning, Signals
-from spatialrl.train import online
+from spatialrl.train import fit_slots, online
 from spatialrl.train.configs import load_config
 
 _QUICKSTART = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
@@ -46,10 +46,18 @@ class Linear:
     del base
     return jax.tree.map(jnp.zeros_like, cond)
 
-  def velocity(self, base, trainable, x, t, cond):
+  def start(self, base):
+    return base
+
+  def velocity(self, base, trainable, x, t, cond, *, words=None, blocks=()):
     weights = base if trainable is None else trainable
-    words = (cond.pooled @ weights["words"])[:, None, None]
-    return jnp.tanh(x @ weights["w"]) + words * t[:, None, None, None]
+    pooled = (cond.pooled @ weights["words"])[:, None, None]
+    v = jnp.tanh(x @ weights["w"]) + pooled * t[:, None, None, None]
+    if words is None:
+      return v
+    assert blocks
+    seen = words.any(-1)[:, None, None] + jnp.abs(x).mean(-1)
+    return v, seen / seen.mean((1, 2), keepdims=True)
 
   def decode(self, base, latents):
     del base
@@ -63,20 +71,27 @@ class Brightness:
     del prompts
     return Signals(scalar=images.mean((1, 2, 3)))
 
+  def score(self, images, ids, mask):
+    del ids, mask
+    return images.mean((1, 2, 3))
+
   def compilations(self):
     return 1
 
 
 def iterate(config, mesh, iterations):
   """(Loop, final state, first window step and metrics of each iteration)."""
-  loop = online.Loop(config, mesh, Linear(), {"brightness": Brightness()})
+  (name,) = config.aggregate.weights
+  loop = online.Loop(config, mesh, Linear(), {name: Brightness()})
   base = Linear().init()
   state, rows = loop.init(base), []
   prompts = ["a red circle left of a blue square"] * 4
   prompts += ["a green cross above a white circle"] * 4
   for step in range(iterations):
     start = int(online.window_start(config, state.key, step))
-    state, values = loop.iterate(base, state, prompts, step)
+    state, values = loop.iterate(
+      base, state, prompts, np.zeros(8, np.int32), step
+    )
     rows.append({"start": start} | values)
   return loop, state, rows
 
@@ -118,3 +133,77 @@ def test_a_quarter_from_both_ends_is_half_of_the_update(wide, mesh):
   assert all_images["images_updated"] == 8
   assert few["images_updated"] == 4
   assert (few["kept_share"], all_images["kept_share"]) == (0.5, 1.0)
+
+
+METHODS = sorted(p.stem for p in (_QUICKSTART.parent / "methods").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_a_config_that_compiles_once_and_moves(name, mesh):
+  config = load_config(_QUICKSTART.parent / "methods" / f"{name}.py", "tiny")
+  online.check(config, mesh)
+  config.optimizer.warmup = 0
+  loop, state, rows = iterate(config, mesh, 2)
+  assert set(loop.compilations().values()) == {1}
+  for row in rows:
+    assert all(np.isfinite(value) for value in row.values()), row
+  moved = jax.tree.map(
+    lambda a, b: float(np.abs(a - b).max()), state.params, Linear().init()
+  )
+  assert max(jax.tree.leaves(moved)) > 0
+  kept = int(rows[0]["images_updated"])
+  assert rows[0]["update_calls"] == fit_slots.update_calls(config, kept)
+  assert rows[0]["rollout_calls"] == 8 * config.rollout.steps
+
+
+def test_star_with_alpha_zero_is_uniform_credit_to_the_bit(mesh):
+  path = _QUICKSTART.parent / "methods" / "star.py"
+  states = []
+  for credit in ({"name": "attention_map", "alpha": 0.0}, {"name": "uniform"}):
+    config = load_config(path, "tiny")
+    config.credit = credit
+    states.append(iterate(config, mesh, 2)[1])
+  one, other = (jax.tree.leaves(state.params) for state in states)
+  for a, b in zip(one, other, strict=True):
+    np.testing.assert_array_equal(a, b)
+  config = load_config(path, "tiny")
+  config.credit.alpha = 0.5
+  mapped = jax.tree.leaves(iterate(config, mesh, 2)[1].params)
+  assert any(np.any(a != b) for a, b in zip(mapped, one, strict=True))
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "words"),
+  [
+    ("diffusion_nft", {"anchor.name": "kl"}, ("anchor.name", "objective")),
+    ("r0", {"lora.rank": 4}, ("weight_to_init", "lora.rank 4")),
+    ("diffusion_dpo", {"train.updates": 2}, ("'dpo'", "train.updates 2")),
+    ("star", {"rollout.attention_blocks": ()}, ("attention_map", "blocks")),
+    ("spatial_score", {"aggregate.name": "vector"}, ("pareto_front", "vector")),
+    ("b2_diffurl", {"rollout.shared_noise": False}, ("branch", "shared_noise")),
+    ("align_prop", {"objective.gradient_steps": 9}, ("gradient_steps is 9",)),
+    ("align_prop", {"rollout.window": 4}, ("gradient_steps is 8", "1 to 4")),
+    ("refl", {"aggregate.weights": {"oracle": 1.0}}, ("oracle", "gradient")),
+    ("mix_grpo", {"rollout.window_moves": "up"}, ("window_moves is 'up'",)),
+    ("dance_grpo", {"rollout.visited": 9}, ("visited is 9", "0 (all) to 7")),
+    ("dance_grpo", {"transition.name": "ode"}, ("transition", "density")),
+    ("diffusion_nft", {"credit.name": "attention_map"}, ("credit.name",)),
+  ],
+)
+def test_slots_that_do_not_fit_are_named_in_a_sentence(
+  name, change, words, mesh
+):
+  config = load_config(_QUICKSTART.parent / "methods" / f"{name}.py", "tiny")
+  with config.unlocked():
+    for field, value in change.items():
+      *parents, leaf = field.split(".")
+      node = config
+      for parent in parents:
+        node = node[parent]
+      node[leaf] = value
+    if "attention_map" in change.values():
+      config.credit.alpha = 0.5
+  with pytest.raises(ValueError) as caught:
+    online.check(config, mesh)
+  assert all(word in str(caught.value) for word in words), caught.value
+  assert str(caught.value).count("\n") == 0

@@ -123,7 +123,9 @@ def test_no_program_is_compiled_twice_and_ratios_start_at_one(
   starts = set()
   for step in range(4):
     starts.add(int(online.window_start(config, state.key, step)))
-    state, values = loop.iterate(base, state, prompts, step)
+    state, values = loop.iterate(
+        base, state, prompts, np.zeros(16, np.int32), step
+    )
     assert values["ratio_first_deviation"] == 0.0
     assert values["log_prob_mismatch"] == 0.0
   assert len(starts) > 1
@@ -138,9 +140,9 @@ def test_topk_at_a_quarter_halves_the_update(online_config):
 
 def test_prompts_of_an_iteration_depend_on_seed_and_step(online_config):
   prompts = [str(i) for i in range(50)]
-  first = online.choose_prompts(prompts, online_config, 3)
-  assert first == online.choose_prompts(prompts, online_config, 3)
-  assert first != online.choose_prompts(prompts, online_config, 4)
+  first, _ = online.choose_prompts(prompts, online_config, 3)
+  assert first == online.choose_prompts(prompts, online_config, 3)[0]
+  assert first != online.choose_prompts(prompts, online_config, 4)[0]
   assert len(set(first)) == 2 and first[0] == first[3]
 
 

@@ -17,7 +17,7 @@ from spatialrl.flow import schedules, transition
 from spatialrl.models.mmdit import MMDiTConfig
 from spatialrl.models.policy import Policy
 from spatialrl.models.text_encoder import TextEncoderConfig
-from spatialrl.records import UpdateBatch
+from spatialrl.records import UpdateBatch, map_rows
 from spatialrl.rl import anchors, objectives
 from spatialrl.train.state import init_state
 from spatialrl.train.update import make_update
@@ -36,9 +36,11 @@ SLOTS = types.SimpleNamespace(
   transition=functools.partial(transition.cps, noise_level=NOISE),
   log_prob=transition.gaussian_log_prob,
   objective=functools.partial(
-    objectives.ppo, clip_range=CLIP, adv_clip=5.0
+    objectives.OBJECTIVES["ppo"], clip_range=CLIP, adv_clip=5.0
   ),
+  prepare=None,
   anchor=anchors.velocity_mse,
+  behaviour=None,
 )
 # Moves nothing; its state is the sum of the gradients it was given.
 RECORDER = optax.GradientTransformation(
@@ -106,9 +108,12 @@ def batch(base):
   return UpdateBatch(
     trajectory=trajectory,
     conditioning=cond,
-    advantage=normal(4, ROWS),
+    ids=jnp.asarray(ids),
+    reward=normal(5, ROWS),
+    advantage=normal(4, ROWS)[None, :, None, None],
     keep=np.ones(ROWS, bool),
     weight=np.ones((WINDOW, ROWS, 2, 2), np.float32),
+    visits=np.arange(WINDOW),
   )
 
 
@@ -132,20 +137,8 @@ def run(update, base, params, batch):
 
 def rows_of(batch, rows):
   """An UpdateBatch of some of the rows."""
-  t = batch.trajectory
-  return UpdateBatch(
-    trajectory=dataclasses.replace(
-      t,
-      x=t.x[:, rows],
-      mean=t.mean[:, rows],
-      log_prob=t.log_prob[:, rows],
-      final=t.final[rows],
-      group=t.group[rows],
-    ),
-    conditioning=jax.tree.map(lambda x: x[rows], batch.conditioning),
-    advantage=batch.advantage[rows],
-    keep=batch.keep[rows],
-    weight=batch.weight[:, rows],
+  return map_rows(
+    lambda x, axis: x if axis is None else jnp.take(x, rows, axis), batch
   )
 
 
@@ -205,7 +198,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_kept_rows(
         path.t[k],
         path.t[k + 1],
         path.log_prob[k],
-        some.advantage,
+        some.advantage[0, :, 0, 0],
       )
       loss += value / (WINDOW * len(rows))
       expected = jax.tree.map(
@@ -230,7 +223,9 @@ def test_padding_rows_carry_no_gradient(base, batch, moved, update):
   rows = np.where(keep, np.arange(ROWS), 0)  # other images as padding
   other = dataclasses.replace(
     rows_of(batch, rows),
-    advantage=np.where(keep, batch.advantage, 100.0).astype(np.float32),
+    advantage=np.where(
+      keep[None, :, None, None], batch.advantage, 100.0
+    ).astype(np.float32),
     keep=keep,
   )
   second, again = run(update, base, moved, other)

@@ -1,0 +1,18 @@
+"""STAR (arXiv:2606.17979): the advantage where the image attends to the words.
+
+Only the abstract is known; map, floor and clip range are our reading. The
+clip range of a position is sqrt(positions) times that of an image.
+"""
+
+import pathlib
+
+from spatialrl.train.configs import load_config
+
+
+def get_config(arg=""):
+  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
+  c.rollout.attention_blocks = (2,) if not arg else (1,)
+  c.credit = {"name": "attention_map", "alpha": 0.5}
+  c.objective = {"name": "ppo_position", "clip_range": 4e-4, "adv_clip": 5.0}
+  return c

@@ -1,0 +1,150 @@
+"""Slots that do not fit together, refused before anything is loaded."""
+
+from spatialrl.rl.anchors import PATH_ANCHORS, WEIGHT_ANCHORS
+from spatialrl.rl.objectives import DENSITY, DIFFERENTIABLE, PAIRED
+
+WINDOW_MOVES = ("random", "moving", "backward")
+
+
+def check(config):
+  """Raises ValueError naming the two slots that disagree.
+
+  Args:
+    config: of an `online` run; every slot's own settings are checked already.
+  """
+  r, objective = config.rollout, config.objective.name
+  if r.window_moves not in WINDOW_MOVES:
+    raise ValueError(
+        f"rollout.window_moves is {r.window_moves!r}; allowed are"
+        f" {WINDOW_MOVES}."
+    )
+  if r.window_every < 1:
+    raise ValueError(
+        f"rollout.window_every is {r.window_every}; it must be at least 1."
+    )
+  if not 0 <= r.visited <= r.window:
+    raise ValueError(
+        f"rollout.visited is {r.visited}; allowed are 0 (all) to"
+        f" {r.window}, the steps of rollout.window."
+    )
+  forward = "draws" in config.objective and objective not in DENSITY
+  _refuse(
+      config.anchor.name in PATH_ANCHORS and objective not in DENSITY,
+      f"anchor.name is {config.anchor.name!r} and objective.name"
+      f" {objective!r}: that anchor compares transitions, which this objective"
+      " does not visit; use velocity_mse.",
+  )
+  _refuse(
+      config.anchor.name in WEIGHT_ANCHORS and bool(config.lora.rank),
+      f"anchor.name is {config.anchor.name!r} and lora.rank"
+      f" {config.lora.rank}: adapters have no start to stay near; set rank 0.",
+  )
+  _refuse(
+      objective in DENSITY and not r.window,
+      f"objective.name is {objective!r} and rollout.window 0: there is no"
+      " stochastic step to learn from.",
+  )
+  _refuse(
+      objective == "nft" and r.window > 0 and config.transition.name != "ode",
+      f"objective.name is 'nft' and rollout.window {r.window} with transition"
+      f" {config.transition.name!r}: it learns from finished images of the ODE;"
+      " set rollout.window 0.",
+  )
+  _refuse(
+      objective in PAIRED and config.train.updates != 1,
+      f"objective.name is {objective!r} and train.updates"
+      f" {config.train.updates}: images are compared within one optimizer step;"
+      " set it to 1.",
+  )
+  _refuse(
+      config.credit.name == "attention_map" and not r.attention_blocks,
+      "credit.name is 'attention_map' and rollout.attention_blocks is empty:"
+      " name the blocks whose attention is read.",
+  )
+  _refuse(
+      config.credit.name in ("attention_map", "judge_map")
+      and objective not in ("ppo", "ppo_guard", "ppo_position", "ppo_sequence",
+                            "weighted_fm"),
+      f"credit.name is {config.credit.name!r} and objective.name"
+      f" {objective!r}: that objective reads no weight per position.",
+  )
+  _refuse(
+      config.credit.name != "uniform" and not r.window and not forward,
+      f"credit.name is {config.credit.name!r} and rollout.window 0: there is no"
+      " step to weigh.",
+  )
+  _refuse(
+      (config.select.name == "pareto_front")
+      != (config.aggregate.name == "vector"),
+      f"select.name is {config.select.name!r} and aggregate.name"
+      f" {config.aggregate.name!r}: pareto_front and vector need each other.",
+  )
+  _refuse(
+      config.select.name == "branch_extremes" and not r.shared_noise,
+      "select.name is 'branch_extremes' and rollout.shared_noise is False:"
+      " without shared noise there are no branches.",
+  )
+  if objective == "reward_chain":
+    steps = config.objective.gradient_steps
+    _refuse(
+        not 1 <= steps <= r.window,
+        f"objective.gradient_steps is {steps}; allowed are 1 to {r.window},"
+        " the steps of rollout.window.",
+    )
+    _refuse(
+        config.transition.name != "ode"
+        or tuple(r.window_range) != (r.steps - r.window, r.steps),
+        "objective.name is 'reward_chain' and the rollout is no ODE whose"
+        f" window ends at t = 0; set transition.name 'ode' and"
+        f" rollout.window_range ({r.steps - r.window}, {r.steps}).",
+    )
+  if objective in DIFFERENTIABLE:
+    used = [n for n, w in config.aggregate.weights.items() if w]
+    _refuse(
+        used != ["spatial_score"],
+        f"objective.name is {objective!r} and aggregate.weights names {used}:"
+        " the gradient needs the one judge spatial_score.",
+    )
+
+
+def differentiable(config, judges):
+  """The judge inside the gradient, or None where no gradient needs it.
+
+  Returns:
+    (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L]) -> f32[M].
+  """
+  if config.objective.name not in DIFFERENTIABLE:
+    return None
+  judge = judges["spatial_score"]
+  weight = config.aggregate.weights["spatial_score"]
+
+  return lambda images, ids, mask: weight * judge.score(images, ids, mask)
+
+
+def update_calls(config, rows):
+  """Network calls of one iteration's update, when every row counts.
+
+  Args:
+    config: of an `online` run.
+    rows: images that reach the update.
+
+  Returns:
+    int: images x visits x the policies asked at each, doubled by guidance.
+  """
+  objective = config.objective
+  name = objective.name
+  visits = objective.get("draws") or config.rollout.visited
+  visits = visits or config.rollout.window
+  each = {
+      "nft": 2, "dpo": 2, "d3po": 2, "prdp": 3,
+      "reward_chain": objective.get("gradient_steps"),
+  }.get(name, 1)
+  anchored = config.train.anchor_weight and name not in ("dpo", "d3po")
+  if anchored and config.anchor.name not in WEIGHT_ANCHORS:
+    each += 1
+  return rows * visits * each * (1 if config.rollout.guidance == 1 else 2)
+
+
+def _refuse(wrong, message):
+  if wrong:
+    raise ValueError(message)
