@@ -22,7 +22,8 @@ import numpy as np
 from experiments.leaderboard import table
 from spatialrl.io.metrics import read_metrics
 from spatialrl.io.workdir import write_json
-from spatialrl.train import fit_slots, online
+from spatialrl.train import fit_slots
+from spatialrl.train import loop as loops
 from spatialrl.train.configs import load_config
 
 _METHODS = pathlib.Path("configs/methods")
@@ -92,7 +93,7 @@ def overrides(method, budget):
     config.select.k = changed["select.k"] = config.rollout.group // 4
   images = config.prompts.per_step * config.rollout.group
   twins = 1 if config.rollout.guidance == 1 else 2
-  rows = online.kept_rows(config)
+  rows = loops.kept_rows(config)
   calls = images * config.rollout.steps * twins
   calls += fit_slots.update_calls(config, rows)
   steps = max(budget // calls, 1)

@@ -22,6 +22,7 @@ from spatialrl.models.build import load_policy
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.platform import prepare_process
 from spatialrl.rewards.judges import make_judges
+from spatialrl.train import loop as loops
 from spatialrl.train import online
 from spatialrl.train.configs import load_config
 from spatialrl.train.finish import Evaluation
@@ -47,7 +48,7 @@ def measure(config, mesh, iterations):
   """Medians over iterations, the first one (compilation) left out."""
   policy, params = load_policy(config.init, config.lora, config.remat)
   judges = make_judges(config.rewards, mesh)
-  loop = online.Loop(config, mesh, policy, judges)
+  loop = loops.Loop(config, mesh, policy, judges)
   base = jax.device_put(params)
   state = loop.init(base)
   prompts = scenes.prompts(
@@ -90,7 +91,7 @@ def operations(config, policy, judges):
   calls = 1 if config.rollout.guidance == 1 else 2
   text = config.prompts.max_tokens
   forward = policy_flops(policy, text) * calls
-  updated = online.kept_rows(config) * config.rollout.window
+  updated = loops.kept_rows(config) * config.rollout.window
   work = {
       "rollout": images
       * (config.rollout.steps * forward + decoder_flops(policy)),

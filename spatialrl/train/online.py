@@ -1,40 +1,23 @@
-"""Job `online`: rollouts, rewards and policy updates (the GRPO family)."""
+"""Job `online`: rollouts, rewards and policy updates."""
 
-import dataclasses
-import functools
 import time
-import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from spatialrl.data import scenes, tokenizers
+from spatialrl.data import scenes
 from spatialrl.flow import rollout as rollouts
-from spatialrl.flow.schedules import SCHEDULES
-from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
+from spatialrl.flow.transition import LOG_PROBS
 from spatialrl.models.build import load_policy
 from spatialrl.parallel import mesh as meshes
-from spatialrl.records import UpdateBatch, map_rows
-from spatialrl.rewards.aggregate import AGGREGATORS
 from spatialrl.rewards.judges import make_judges
-from spatialrl.rl import select as selection
-from spatialrl.rl.advantage import ADVANTAGES, MEMORY, initial_stats
-from spatialrl.rl.anchors import ANCHORS
-from spatialrl.rl.credit import CREDITS
-from spatialrl.rl.ema import BEHAVIOURS
-from spatialrl.rl.objectives import DENSITY, OBJECTIVES, PREPARE
-from spatialrl.rl.select import SELECTORS
+from spatialrl.rl.advantage import MEMORY
+from spatialrl.rl.objectives import DENSITY
 from spatialrl.scenes import grammar
 from spatialrl.scenes.graph import PREDICATES
 from spatialrl.train import finish, fit_slots
+from spatialrl.train import loop as loops
 from spatialrl.train.run import Run
-from spatialrl.train.slots import bind
-from spatialrl.train.state import init_state, make_optimizer
-from spatialrl.train.update import make_update
-
-# Purposes of the run's key; 3 is the update's.
-_ROLLOUT, _WINDOW, _VISITS = 1, 2, 4
 
 
 def run(config, workdir, mesh):
@@ -43,7 +26,7 @@ def run(config, workdir, mesh):
   check(config, mesh)
   policy, params = load_policy(config.init, config.lora, config.remat)
   judges = make_judges(config.rewards, mesh)
-  loop = Loop(config, mesh, policy, judges)
+  loop = loops.Loop(config, mesh, policy, judges)
   prompts = scenes.prompts(
       config.seed, config.prompts.count,
       relations=tuple(config.prompts.relations),
@@ -91,7 +74,7 @@ def check(config, mesh):
   meshes.check_divides(
       mesh, "prompts.per_step x rollout.group", p.per_step * r.group
   )
-  slots(config)
+  loops.slots(config)
   rollouts.check_window(
       r.steps, tuple(r.window_range), r.window, config.transition.name,
       r.last_step, density=config.objective.name in DENSITY,
@@ -103,7 +86,7 @@ def check(config, mesh):
         f" {p.per_step * r.group} images of an iteration, or be 0."
     )
   meshes.check_divides(mesh, "rollout.chunk", r.chunk)
-  rows = kept_rows(config)
+  rows = loops.kept_rows(config)
   if rows % config.train.updates:
     raise ValueError(
         f"train.updates is {config.train.updates}; it must divide the"
@@ -116,41 +99,6 @@ def check(config, mesh):
     raise ValueError(
         f"prompts.per_step is {p.per_step}; prompts.count allows {p.count}."
     )
-
-
-def slots(config):
-  """Every slot of the loop, looked up and bound."""
-  bound = types.SimpleNamespace(log_prob=LOG_PROBS[config.log_prob])
-  for name, table in (
-      ("transition", TRANSITIONS),
-      ("aggregate", AGGREGATORS),
-      ("select", SELECTORS),
-      ("advantage", ADVANTAGES),
-      ("credit", CREDITS),
-      ("objective", OBJECTIVES),
-      ("anchor", ANCHORS),
-      ("schedule", SCHEDULES),
-      ("behaviour", BEHAVIOURS),
-  ):
-    setattr(bound, name, bind(table, config[name], name))
-  name, settings = config.objective.name, bound.objective.keywords
-  bound.prepare = None
-  if name in PREPARE:
-    bound.prepare = functools.partial(PREPARE[name], **settings)
-  if name not in DENSITY:
-    bound.log_prob = None
-  return bound
-
-
-def kept_rows(config):
-  """Images that reach the update; static, so that shapes are."""
-  groups = config.prompts.per_step
-  return selection.capacity(
-      config.select.name,
-      batch=groups * config.rollout.group,
-      groups=groups,
-      k=config.select.get("k"),
-  )
 
 
 def choose_prompts(prompts, config, step):
@@ -172,260 +120,3 @@ def choose_prompts(prompts, config, step):
   group = config.rollout.group
   repeated = [prompts[i] for i in picked for _ in range(group)]
   return repeated, np.repeat(np.asarray(labels, np.int32), group)
-
-
-class Loop:
-  """The compiled programs of a run: rollout, prepare, update."""
-
-  def __init__(self, config, mesh, policy, judges):
-    self._config, self._policy = config, policy
-    self._judges, self._mesh = judges, mesh
-    self._slots = slots(config)
-    self._tokenizer = tokenizers.load()
-    self._rows, self._whole = meshes.batched(mesh), meshes.replicated(mesh)
-    self._times = jnp.asarray(self._slots.schedule(config.rollout.steps))
-    self._optimizer = make_optimizer(
-        config.optimizer, config.steps * config.train.updates
-    )
-    self._rollout = jax.jit(self._roll)
-    self._prepare = jax.jit(self._select)
-    self._update = jax.jit(
-        make_update(
-            policy,
-            self._optimizer,
-            self._slots,
-            config.train,
-            guidance=config.rollout.guidance,
-            judge=fit_slots.differentiable(config, judges),
-        ),
-        donate_argnums=1,
-    )
-    blocks = config.rollout.attention_blocks
-    self._words = tokenizers.word_table(
-        self._tokenizer, config.rollout.attention_words
-    ) if blocks else None
-
-  def init(self, base):
-    """The state at step 0, placed on the mesh."""
-
-    config = self._config
-    stats = initial_stats(
-        config.advantage.name,
-        prompts=config.prompts.count,
-        tasks=len(PREDICATES),
-        rounds=config.advantage.get("rounds", 1),
-    )
-
-    def start(base):
-      key = jax.random.key(config.seed)
-      trainable = self._policy.init_trainable(key, base)
-      return init_state(
-          trainable, self._optimizer, config.seed, stats,
-          keeps_old=config.behaviour.name != "current",
-      )
-
-    return jax.jit(start, out_shardings=self._whole)(base)
-
-  def iterate(self, base, state, prompts, labels, step):
-    """One pass of the pipeline.
-
-    Args:
-      base: the frozen base weights.
-      state: TrainState; donated.
-      prompts: list of B str, groups contiguous.
-      labels: i32[B], as `choose_prompts` gives.
-      step: int, index of the iteration.
-
-    Returns:
-      (TrainState, dict of numbers for `metrics.jsonl`).
-    """
-    config = self._config
-    clock = Clock()
-    ids, mask = tokenizers.encode(
-        self._tokenizer, prompts, config.prompts.max_tokens
-    )
-    ids, mask = jax.device_put((ids, mask), self._rows)
-    start = window_start(config, state.key, step)
-    clock.lap("host")
-    trajectory, cond, images = jax.block_until_ready(
-        self._rollout(
-            base, state.old or state.params, ids, mask, self._times, state.key,
-            step, start,
-        )
-    )
-    clock.lap("rollout")
-    signals = {
-        name: judge(images, prompts) for name, judge in self._judges.items()
-    }
-    jax.block_until_ready(signals)
-    clock.lap("reward")
-    batch, stats, values = self._prepare(
-        trajectory, cond, ids, signals, labels, state.stats, state.key, step
-    )
-    state = dataclasses.replace(state, stats=stats)
-    state, metrics = jax.block_until_ready(self._update(base, state, batch))
-    state = dataclasses.replace(state, step=state.step + 1)
-    clock.lap("update")
-    values = jax.device_get(values | metrics)
-    values["rollout_calls"] = float(
-        len(prompts) * config.rollout.steps * self._twins()
-    )
-    values["images_per_second"] = len(prompts) / clock.total()
-    return state, values | clock.seconds
-
-  def _twins(self):
-    """Network calls an image: guidance asks for the empty prompt as well."""
-    return 1 if self._config.rollout.guidance == 1 else 2
-
-  def compilations(self):
-    """Programs compiled so far, by phase; more than one is a bug."""
-    counts = {
-        "rollout": self._rollout._cache_size(),
-        "prepare": self._prepare._cache_size(),
-        "update": self._update._cache_size(),
-    }
-    judged = {n: judge.compilations() for n, judge in self._judges.items()}
-    return counts | judged
-
-  def _roll(self, base, trainable, ids, mask, times, key, step, start):
-    """Encodes the prompts and samples; see `rollout`."""
-    config, policy = self._config, self._policy
-    ids, mask = jax.lax.with_sharding_constraint((ids, mask), self._rows)
-    group = jnp.arange(ids.shape[0]) // config.rollout.group
-    key = jax.random.fold_in(jax.random.fold_in(key, step), _ROLLOUT)
-    cond = policy.encode(base, ids, mask)
-    empty = policy.encode_empty(base, cond)
-
-    r = config.rollout
-    attends = self._words is not None
-    conditions, empties = cond, empty
-    if attends:
-      core = jnp.asarray(self._words)[ids]
-      conditions, empties = (cond, core), (empty, jnp.zeros_like(core))
-
-    def velocity(x, t, c):
-      if not attends:
-        return policy.velocity(base, trainable, x, t, c)
-      c, words = c
-      return policy.velocity(
-          base, trainable, x, t, c, words=words,
-          blocks=tuple(r.attention_blocks),
-      )
-
-    noise = rollouts.initial_noise(
-        key, group, policy.latent_shape, shared=config.rollout.shared_noise
-    )
-    if r.chunk:
-      velocity = rollouts.in_chunks(velocity, self._twins() * r.chunk)
-    trajectory = rollouts.rollout(
-        rollouts.guided(velocity, conditions, empties, r.guidance),
-        jax.lax.with_sharding_constraint(noise, self._rows),
-        times,
-        key,
-        group,
-        transition=self._slots.transition,
-        log_prob=self._slots.log_prob,
-        window_start=start,
-        window=r.window,
-        last_step=r.last_step,
-        attends=attends,
-    )
-    return trajectory, cond, policy.decode(base, trajectory.final)
-
-  def _select(self, trajectory, cond, ids, signals, labels, stats, key, step):
-    """Signals to the batch of the update."""
-    config, slot, group = self._config, self._slots, trajectory.group
-    reward = slot.aggregate(signals)
-    keep = slot.select(reward, group)
-    if reward.ndim == 2:  # several signals, compared by the selector alone
-      reward = reward.sum(-1)
-    advantage, stats = slot.advantage(reward, keep, group, labels, stats)
-    if advantage.ndim == 1:
-      advantage = advantage[None, :, None, None]
-    window = trajectory.t.shape[0] - 1
-    visited = config.rollout.visited or window
-    order = jnp.arange(window)
-    if visited < window:
-      key = jax.random.fold_in(jax.random.fold_in(key, step), _VISITS)
-      order = jnp.sort(jax.random.permutation(key, window)[:visited])
-    batch = UpdateBatch(
-        trajectory=trajectory,
-        conditioning=cond,
-        ids=ids,
-        reward=reward,
-        advantage=advantage,
-        keep=keep,
-        weight=slot.credit(trajectory, signals),
-        visits=order,
-    )
-    rows = selection.compact(keep, kept_rows(config))
-    batch = map_rows(
-        lambda x, axis: x if axis is None else jnp.take(x, rows, axis), batch
-    )
-    return batch, stats, reward_metrics(reward, signals, group, keep)
-
-
-def reward_metrics(reward, signals, group, keep):
-  """Means and spreads of the rewards of one iteration, dict of f32[]."""
-  ok = selection.scored(reward)
-  rows = reward.shape[0]
-  count = jnp.maximum(ok.sum(), 1)
-  mean = jnp.where(ok, reward, 0.0).sum() / count
-  spread = jnp.sqrt(jnp.where(ok, (reward - mean) ** 2, 0.0).sum() / count)
-  high = jax.ops.segment_max(jnp.where(ok, reward, -jnp.inf), group, rows)
-  low = jax.ops.segment_min(jnp.where(ok, reward, jnp.inf), group, rows)
-  used = jax.ops.segment_sum(jnp.ones(rows), group, rows) > 0
-  flat = (used & (high <= low)).sum() / used.sum()
-  values = {
-      "reward": mean,
-      "reward_std": spread,
-      "zero_std_groups": flat,
-      "failed_scores": (~ok).sum(),
-      "kept_share": keep.mean(),
-  }
-  for name, signal in signals.items():
-    there = selection.scored(signal.scalar)
-    values[f"reward_{name}"] = (
-        jnp.where(there, signal.scalar, 0.0).sum()
-        / jnp.maximum(there.sum(), 1)
-    )
-    if signal.sigma is not None:
-      values[f"reward_{name}_sigma"] = signal.sigma.mean()
-  return values
-
-
-def window_start(config, key, step):
-  """First step of the window of an iteration, i32[].
-
-  "random" is uniform over the range (Flow-GRPO-Fast); "moving" goes from its
-  start to its end, one step every `window_every` iterations, and begins again
-  (MixGRPO, arXiv:2507.21802); "backward" goes the other way and widens nothing,
-  so that the last steps are learned first (B2-DiffuRL, arXiv:2503.11240).
-  """
-  r = config.rollout
-  low, high = r.window_range
-  places = high - low - r.window + 1
-  if r.window_moves == "random":
-    key = jax.random.fold_in(jax.random.fold_in(key, step), _WINDOW)
-    return jax.random.randint(key, (), low, low + places)
-  moved = jnp.asarray(step) // r.window_every
-  if r.window_moves == "moving":
-    return low + moved % places
-  return low + jnp.maximum(places - 1 - moved, 0)
-
-
-class Clock:
-  """Seconds since the last lap, by phase."""
-
-  def __init__(self):
-    self._began = self._last = time.perf_counter()
-    self.seconds = {}
-
-  def lap(self, phase):
-    """Books the time since the last lap under `<phase>_seconds`."""
-    now = time.perf_counter()
-    self.seconds[f"{phase}_seconds"] = now - self._last
-    self._last = now
-
-  def total(self):
-    return self._last - self._began

@@ -12,6 +12,7 @@ from ml_collections import config_dict
 
 from spatialrl.records import Conditioning, Signals
 from spatialrl.train import fit_slots, online
+from spatialrl.train import loop as loops
 from spatialrl.train.configs import load_config
 
 _QUICKSTART = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
@@ -82,13 +83,13 @@ class Brightness:
 def iterate(config, mesh, iterations):
   """(Loop, final state, first window step and metrics of each iteration)."""
   (name,) = config.aggregate.weights
-  loop = online.Loop(config, mesh, Linear(), {name: Brightness()})
+  loop = loops.Loop(config, mesh, Linear(), {name: Brightness()})
   base = Linear().init()
   state, rows = loop.init(base), []
   prompts = ["a red circle left of a blue square"] * 4
   prompts += ["a green cross above a white circle"] * 4
   for step in range(iterations):
-    start = int(online.window_start(config, state.key, step))
+    start = int(loops.window_start(config, state.key, step))
     state, values = loop.iterate(
       base, state, prompts, np.zeros(8, np.int32), step
     )

@@ -15,6 +15,7 @@ import pytest
 from spatialrl.io.metrics import read_metrics, without_timings
 from spatialrl.models.build import load_policy
 from spatialrl.rewards.judges import make_judges
+from spatialrl.train import loop as loops
 from spatialrl.train import online
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -115,14 +116,14 @@ def test_no_program_is_compiled_twice_and_ratios_start_at_one(
   config.rollout.group, config.select.k, config.train.updates = 8, 2, 1
   config.rollout.chunk = 8
   policy, params = load_policy(config.init, config.lora)
-  loop = online.Loop(config, mesh, policy, make_judges(config.rewards, mesh))
+  loop = loops.Loop(config, mesh, policy, make_judges(config.rewards, mesh))
   base = jax.device_put(params)
   state = loop.init(base)
   prompts = ["a red circle left of a blue square"] * 8
   prompts += ["a green cross above a white circle"] * 8
   starts = set()
   for step in range(4):
-    starts.add(int(online.window_start(config, state.key, step)))
+    starts.add(int(loops.window_start(config, state.key, step)))
     state, values = loop.iterate(
         base, state, prompts, np.zeros(16, np.int32), step
     )
@@ -133,9 +134,9 @@ def test_no_program_is_compiled_twice_and_ratios_start_at_one(
 
 
 def test_topk_at_a_quarter_halves_the_update(online_config):
-  assert online.kept_rows(online_config) == 4  # k = 1 of 4, two prompts
+  assert loops.kept_rows(online_config) == 4  # k = 1 of 4, two prompts
   online_config.select.name = "all"
-  assert online.kept_rows(online_config) == 8
+  assert loops.kept_rows(online_config) == 8
 
 
 def test_prompts_of_an_iteration_depend_on_seed_and_step(online_config):
