@@ -23,9 +23,11 @@ def get_config(arg=""):
       "shared_noise": False, "chunk": 0,
   })
   c.transition = {"name": "flow_sde", "noise_level": 0.7}
+  c.aggregate.caps = {}
   c.select = {"name": "nonzero_std"}
   c.advantage = {"name": "group_mean_batch_std", "eps": 1e-4}
   c.objective = {"name": "ppo", "clip_range": 1e-4, "adv_clip": 5.0}
   c.anchor = {"name": "kl_published"}
-  c.train.anchor_weight = 0.04
+  c.train.update({"anchor_weight": 0.04, "ema_decay": 0.9})
+  c.optimizer.schedule = "constant"
   return c
