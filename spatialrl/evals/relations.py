@@ -47,6 +47,36 @@ def rewards(judged):
   return np.array([v.per_relation for _, _, v in judged], np.float32)
 
 
+def box_maps(judged, side):
+  """Where the things of the prompts are, on a grid.
+
+  Args:
+    judged: N verdicts as `verdicts` gives them.
+    side: cells a side.
+
+  Returns:
+    f32[N, side, side], the largest share of each cell that the box of a thing
+    of the graph covers; 0 throughout where none was found.
+  """
+  edges = np.arange(side + 1) / side
+  maps = np.zeros((len(judged), side, side), np.float32)
+  for i, (graph, detections, _) in enumerate(judged):
+    labels = {thing.label for thing in graph.things}
+    for found in detections:
+      if found.label not in labels or found.score <= check.THRESHOLD:
+        continue
+      x, y = (
+          np.clip(
+              np.minimum(edges[1:], found.box[axis + 2])
+              - np.maximum(edges[:-1], found.box[axis]),
+              0, None,
+          ) * side
+          for axis in (0, 1)
+      )
+      maps[i] = np.maximum(maps[i], y[:, None] * x[None])
+  return maps
+
+
 def layout_diversity(judged, prompts):
   """Mean distance between the layouts of the correct images of a prompt.
 

@@ -4,6 +4,8 @@ A judge is made once for a run, from its config field, and then called with
 images f32[B, S, S, 3] in [-1, 1] and the B prompts.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,20 +52,55 @@ class SpatialScore:
     return Signals(scalar=mu, sigma=sigma)
 
 
+class Pairwise(SpatialScore):
+  """Which of two images of a group is better, with room for a tie.
+
+  Compares the means of the Gaussian score: a win where they differ by more than
+  `tie_margin`, else half a win each. Pref-GRPO (arXiv:2508.20751) asks a
+  vision-language model about every pair; what its cure needs is a comparator
+  that can call a tie, and that is what this is.
+  """
+
+  def __init__(self, config, mesh):
+    """Fields `weights`, `group` (images a prompt) and `tie_margin`."""
+    super().__init__(config, mesh)
+    if config.tie_margin < 0:
+      raise ValueError(
+          f"rewards.pairwise.tie_margin is {config.tie_margin}; it must not be"
+          " negative."
+      )
+    self._group, self._margin = config.group, config.tie_margin
+
+  def _run(self, params, images, ids, mask):
+    signals = super()._run(params, images, ids, mask)
+    score = signals.scalar.reshape(-1, self._group)
+    gap = score[:, :, None] - score[:, None]
+    pair = 0.5 * (1.0 + jnp.sign(gap) * (jnp.abs(gap) > self._margin))
+    return dataclasses.replace(signals, pair=pair)
+
+
 class Oracle:
   """Share of relations that hold, read off the pixels.
 
   The measuring stick of every run; as a reward only where a config says so,
-  for the upper bound.
+  for the upper bound. With the field `map_side` it also maps where the prompt's
+  things are, f32[B, side, side] shares of covered area: the control for maps
+  that are learned.
   """
 
   def __init__(self, config, mesh):
-    del config, mesh
+    del mesh
+    self._side = config.get("map_side", 0)
 
   def __call__(self, images, prompts):
     pixels = to_uint8(jax.device_get(images))
     judged = relations.verdicts(prompts, pixels)
-    return Signals(scalar=jnp.asarray(relations.rewards(judged)))
+    covered = None
+    if self._side:
+      covered = jnp.asarray(relations.box_maps(judged, self._side))
+    return Signals(
+        scalar=jnp.asarray(relations.rewards(judged)), map=covered
+    )
 
   def compilations(self):
     """Nothing is compiled."""
@@ -124,5 +161,6 @@ def claims(judge, images, prompts, flips, batch):
 
 JUDGES = {
     "spatial_score": SpatialScore,
+    "pairwise": Pairwise,
     "oracle": Oracle,
 }

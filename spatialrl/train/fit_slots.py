@@ -84,6 +84,19 @@ def check(config):
       "select.name is 'branch_extremes' and rollout.shared_noise is False:"
       " without shared noise there are no branches.",
   )
+  for name, judge in config.rewards.items():
+    _refuse(
+        "group" in judge and judge.group != r.group,
+        f"rewards.{name}.group is {judge.get('group')} and rollout.group"
+        f" {r.group}: pairs are compared within a group; make them equal.",
+    )
+  pairs = {n for n in config.rewards if n == "pairwise"}
+  _refuse(
+      config.aggregate.name == "win_rate"
+      and not pairs & {n for n, w in config.aggregate.weights.items() if w},
+      f"aggregate.name is 'win_rate' and aggregate.weights"
+      f" {dict(config.aggregate.weights)}: no judge of pairs has a weight.",
+  )
   if objective == "reward_chain":
     steps = config.objective.gradient_steps
     _refuse(

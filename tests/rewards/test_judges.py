@@ -1,14 +1,31 @@
 """What a judge claims, and judges that do not exist."""
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from spatialrl.data import tokenizers
+from spatialrl.io import assets
+from spatialrl.models import reward_model
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.records import Signals
 from spatialrl.rewards import judges
 from spatialrl.scenes import grammar, render
 from spatialrl.scenes.layout import Layout
+
+
+@pytest.fixture
+def weights_of_a_reward(tmp_path):
+  model = reward_model.RewardConfig(
+      vocabulary=len(tokenizers.load()), size=16, patch=8, width=16, depth=1,
+      heads=2,
+  )
+  path = tmp_path / "reward.safetensors"
+  params = jax.device_get(reward_model.init(model, jax.random.key(0)))
+  assets.save(path, params, {"reward": model.to_json()})
+  return str(path)
+
 
 _PROMPTS = ["p0", "p1", "p2"]
 _FLIPS = [["p0 x"], ["p1 x", "p1 y"], []]
@@ -51,6 +68,52 @@ def test_the_oracle_judges_pixels():
   flipped = "a red circle right of a blue square"
   signals = made["oracle"](np.stack([image, image]), [prompt, flipped])
   np.testing.assert_array_equal(signals.scalar, [1.0, 0.0])
+
+
+def test_the_oracle_maps_the_things_of_the_prompt():
+  prompt = "a red circle left of a blue square"
+  layout = Layout(
+      np.array([(0.25, 0.5), (0.75, 0.5)], np.float32),
+      np.array([0.14, 0.14], np.float32),
+      np.arange(2, dtype=np.int32),
+  )
+  image = render.to_float(render.render(grammar.parse(prompt), layout))
+  made = judges.make_judges(
+      ConfigDict({"oracle": {"map_side": 4}}), make_mesh((-1, 1, 1))
+  )
+  other = "a red circle left of a white cross"
+  seen = made["oracle"](np.stack([image, image]), [prompt, other]).map
+  assert seen.shape == (2, 4, 4)
+  # Both things straddle the middle rows; the other prompt has no square.
+  np.testing.assert_array_equal(np.asarray(seen[0]) > 0, [
+      [False] * 4, [True] * 4, [True] * 4, [False] * 4,
+  ])
+  np.testing.assert_array_equal(seen[1, :, :2], seen[0, :, :2])
+  np.testing.assert_array_equal(seen[1, :, 2:], 0.0)
+  np.testing.assert_allclose(np.asarray(seen[0, 1, 0]), 0.56**2, atol=0.05)
+
+
+def test_pairs_are_compared_within_a_group_and_may_tie(weights_of_a_reward):
+  settings = {"weights": weights_of_a_reward, "group": 3, "tie_margin": 0.0}
+  config = ConfigDict({"pairwise": settings})
+  mesh = make_mesh((-1, 1, 1))
+  rng = np.random.default_rng(0)
+  images = rng.uniform(-1, 1, (6, 16, 16, 3)).astype(np.float32)
+  prompts = ["a red circle left of a blue square"] * 6
+  signals = judges.make_judges(config, mesh)["pairwise"](images, prompts)
+  score = np.asarray(signals.scalar).reshape(2, 3)
+  want = (score[:, :, None] > score[:, None]) + 0.5 * np.eye(3)
+  np.testing.assert_array_equal(signals.pair, want)
+  gaps = np.abs(score[:, :, None] - score[:, None])
+  config.pairwise.tie_margin = float(np.median(gaps[gaps > 0]))
+  tied = judges.make_judges(config, mesh)["pairwise"](images, prompts).pair
+  np.testing.assert_array_equal(
+      tied == 0.5, gaps <= np.float32(config.pairwise.tie_margin)
+  )
+  assert 6 < (np.asarray(tied) == 0.5).sum() < 18
+  config.pairwise.tie_margin = -1.0
+  with pytest.raises(ValueError, match="tie_margin is -1.0"):
+    judges.make_judges(config, mesh)
 
 
 def test_an_unknown_judge_is_named():

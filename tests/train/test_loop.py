@@ -70,7 +70,10 @@ class Brightness:
 
   def __call__(self, images, prompts):
     del prompts
-    return Signals(scalar=images.mean((1, 2, 3)))
+    score = images.mean((1, 2, 3))
+    groups = score.reshape(2, -1)
+    wins = (groups[:, :, None] > groups[:, None]).astype(jnp.float32)
+    return Signals(scalar=score, pair=wins)
 
   def score(self, images, ids, mask):
     del ids, mask
@@ -82,8 +85,8 @@ class Brightness:
 
 def iterate(config, mesh, iterations):
   """(Loop, final state, first window step and metrics of each iteration)."""
-  (name,) = config.aggregate.weights
-  loop = loops.Loop(config, mesh, Linear(), {name: Brightness()})
+  judges = {name: Brightness() for name in config.aggregate.weights}
+  loop = loops.Loop(config, mesh, Linear(), judges)
   base = Linear().init()
   state, rows = loop.init(base), []
   prompts = ["a red circle left of a blue square"] * 4
@@ -188,6 +191,9 @@ def test_star_with_alpha_zero_is_uniform_credit_to_the_bit(mesh):
     ("mix_grpo", {"rollout.window_moves": "up"}, ("window_moves is 'up'",)),
     ("dance_grpo", {"rollout.visited": 9}, ("visited is 9", "0 (all) to 7")),
     ("dance_grpo", {"transition.name": "ode"}, ("transition", "density")),
+    ("pref_grpo", {"rewards": {"pairwise": {"group": 3}}},
+     ("rewards.pairwise.group is 3", "rollout.group 4")),
+    ("star", {"aggregate.name": "win_rate"}, ("win_rate", "judge of pairs")),
     ("diffusion_nft", {"credit.name": "attention_map"}, ("credit.name",)),
   ],
 )
