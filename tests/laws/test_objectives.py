@@ -248,15 +248,17 @@ def test_prdp_visits_add_up_to_the_gradient_of_the_square(noisy):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_reward_chain_agrees_with_finite_differences(steps, smooth):
   settings = {"draws": 1, "gradient_steps": steps, "random_start": False}
-  loss = jax.jit(lambda w: value("reward_chain", w, smooth, **settings))
-  gradient = jax.grad(loss)(MOVED)
-  direction = jax.random.normal(jax.random.key(4), (C, C))
-  h, near, far = 3e-2, 0.0, 0.0
-  for sign in (1, -1):
-    near += sign * float(loss(MOVED + sign * h * direction))
-    far += sign * float(loss(MOVED + 2 * sign * h * direction))
-  difference = (8 * near - far) / (12 * h)  # of fourth order
-  slope = float((gradient * direction).sum())
+  with jax.enable_x64(True):
+    exact = jax.tree.map(
+      lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
+      (smooth, MOVED, jax.random.normal(jax.random.key(4), (C, C))),
+    )
+    batch, weights, direction = exact
+    loss = jax.jit(lambda w: value("reward_chain", w, batch, **settings))
+    slope = float((jax.grad(loss)(weights) * direction).sum())
+    h = 1e-5
+    ahead, behind = (loss(weights + s * h * direction) for s in (1, -1))
+    difference = float(ahead - behind) / (2 * h)
   assert abs(slope) > 1e-3
   assert abs(difference - slope) < 1e-3 * abs(slope)
 
