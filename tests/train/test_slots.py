@@ -60,7 +60,7 @@ def test_what_cannot_be_bound_is_one_sentence(fields, words):
 
 def test_a_known_slot_switches_by_its_name_alone():
   fields = config_dict.ConfigDict(
-    {"name": "cps", "noise_level": 0.8, "eta": 0.3}
+    {"name": "cps", "noise_level": 0.8, "eta": 0.3, "eta_max": 0.6}
   )
   for name in TRANSITIONS:
     fields.name = name
