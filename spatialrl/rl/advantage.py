@@ -84,6 +84,14 @@ def group_mean_batch_std(reward, keep, group, label, stats, *, eps=1e-4):
   return _centred(reward, keep, group) / (std + eps), stats
 
 
+def _moments(reward, keep, label, labels):
+  """Mean and mean square by label, f32[N, 2], and bool[N] where any is kept."""
+  value = jnp.where(keep, reward, 0.0)
+  count = jax.ops.segment_sum(keep.astype(jnp.float32), label, labels)
+  sums = [jax.ops.segment_sum(value**n, label, labels) for n in (1, 2)]
+  return jnp.stack(sums, -1) / jnp.maximum(count, 1.0)[:, None], count > 0
+
+
 def raw(reward, keep, group, label, stats):
   """The reward itself, for objectives that are not policy gradients.
 
@@ -124,14 +132,7 @@ def running_per_prompt(reward, keep, group, label, stats, *, rounds, eps=1e-4):
   """
   del group
   keep = keep & select.scored(reward)
-  value = jnp.where(keep, reward, 0.0)
-  prompts = stats["visits"].shape[0]
-  count = jax.ops.segment_sum(keep.astype(jnp.float32), label, prompts)
-  now = jnp.stack(
-    [jax.ops.segment_sum(value**n, label, prompts) for n in (1, 2)], -1
-  )
-  now = now / jnp.maximum(count, 1.0)[:, None]
-  visited = count > 0
+  now, visited = _moments(reward, keep, label, stats["visits"].shape[0])
   slot = stats["visits"] % rounds
   place = jax.nn.one_hot(slot, rounds, dtype=bool) & visited[:, None]
   moments = jnp.where(place[..., None], now[:, None], stats["moments"])
@@ -172,14 +173,8 @@ def ema_task_std(
     f32[B] advantages (0 where not kept), and the new stats.
   """
   keep = keep & select.scored(reward)
-  value = jnp.where(keep, reward, 0.0)
-  tasks = stats["seen"].shape[0]
-  count = jax.ops.segment_sum(keep.astype(jnp.float32), label, tasks)
-  now = jnp.stack(
-    [jax.ops.segment_sum(value**n, label, tasks) for n in (1, 2)], -1
-  )
-  now = now / jnp.maximum(count, 1.0)[:, None]
-  old, seen, here = stats["moments"], stats["seen"], count > 0
+  old, seen = stats["moments"], stats["seen"]
+  now, here = _moments(reward, keep, label, seen.shape[0])
   moved = jnp.where(seen[:, None], decay * old + (1 - decay) * now, now)
   moments = jnp.where(here[:, None], moved, old)
   variance = moments[:, 1] - moments[:, 0] ** 2

@@ -313,5 +313,10 @@ PREPARE = {"prdp": prepare_prdp}
 DENSITY = (*ppo.PPO, "d3po", "prdp")
 # Those that differentiate the judge.
 DIFFERENTIABLE = ("reward_step", "reward_chain")
+# Network calls of a visit, an image and without the anchor's, where not 1;
+# those of `reward_chain` are its gradient_steps.
+CALLS = {"nft": 2, "dpo": 2, "d3po": 2, "prdp": 3}
+# Those that read a weight per position.
+WEIGHTED = (*ppo.PPO, "weighted_fm")
 # Those that compare images, which must then meet in one optimizer step.
 PAIRED = ("dpo", "d3po", "prdp")

@@ -1,7 +1,13 @@
 """Slots that do not fit together, refused before anything is loaded."""
 
 from spatialrl.rl.anchors import PATH_ANCHORS, WEIGHT_ANCHORS
-from spatialrl.rl.objectives import DENSITY, DIFFERENTIABLE, PAIRED
+from spatialrl.rl.objectives import (
+    CALLS,
+    DENSITY,
+    DIFFERENTIABLE,
+    PAIRED,
+    WEIGHTED,
+)
 
 WINDOW_MOVES = ("random", "moving", "backward")
 
@@ -63,8 +69,7 @@ def check(config):
   )
   _refuse(
       config.credit.name in ("attention_map", "judge_map")
-      and objective not in ("ppo", "ppo_guard", "ppo_position", "ppo_sequence",
-                            "weighted_fm"),
+      and objective not in WEIGHTED,
       f"credit.name is {config.credit.name!r} and objective.name"
       f" {objective!r}: that objective reads no weight per position.",
   )
@@ -148,10 +153,9 @@ def update_calls(config, rows):
   name = objective.name
   visits = objective.get("draws") or config.rollout.visited
   visits = visits or config.rollout.window
-  each = {
-      "nft": 2, "dpo": 2, "d3po": 2, "prdp": 3,
-      "reward_chain": objective.get("gradient_steps"),
-  }.get(name, 1)
+  each = CALLS.get(name, 1)
+  if name == "reward_chain":
+    each = objective.gradient_steps
   anchored = config.train.anchor_weight and name not in ("dpo", "d3po")
   if anchored and config.anchor.name not in WEIGHT_ANCHORS:
     each += 1
