@@ -4,23 +4,32 @@ import jax
 import jax.numpy as jnp
 
 
-def attend(query, key, value, mask=None):
+def attend(query, key, value, mask=None, *, bias=None, scale=None):
   """Softmax attention, softmax in float32.
 
   Args:
     query: [B, N, H, d].
-    key: [B, M, H, d].
-    value: [B, M, H, d].
-    mask: bool[B, M], True where a key may be seen; None for all.
+    key: [B, M, H', d]; each of its heads serves H / H' heads of the query.
+    value: [B, M, H', d].
+    mask: bool[B, M], or bool[B, N, M] where queries see different keys; True
+      where a key may be seen. None for all.
+    bias: f32[H, N, M], added to the logits; None for none.
+    scale: factor of the logits; None for 1 / sqrt(d).
 
   Returns:
     [B, N, H, d] in the dtype of `value`.
   """
+  groups = query.shape[2] // key.shape[2]
+  if groups > 1:
+    key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
   logits = jnp.einsum("bnhd,bmhd->bhnm", query, key).astype(jnp.float32)
-  logits = logits * query.shape[-1] ** -0.5
+  logits = logits * (query.shape[-1] ** -0.5 if scale is None else scale)
+  if bias is not None:
+    logits = logits + bias[None]
   if mask is not None:
     # Finite, so that a row without any visible key stays finite as well.
-    logits = jnp.where(mask[:, None, None, :], logits, -1e9)
+    mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
+    logits = jnp.where(mask, logits, -1e9)
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
   return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
 
