@@ -45,6 +45,7 @@ def get_config(arg=""):
       "visited": 0,  # random steps of the window that are trained; 0: all
       "last_step": "ode",
       "shared_noise": True,
+      "splits": (),  # steps of the window where a group's branches part
       "attention_blocks": (),  # whose attention to the words is recorded
       "attention_words": ("nouns", "colours"),
   }

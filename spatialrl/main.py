@@ -11,7 +11,9 @@ from spatialrl.parallel.mesh import make_mesh
 from spatialrl.platform import prepare_process
 from spatialrl.train.run import EXIT_STOPPED, Stopped
 
-JOBS = ("autoencoder", "pretrain", "reward", "online", "eval", "sample")
+JOBS = (
+    "autoencoder", "pretrain", "reward", "heads", "online", "eval", "sample"
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, FILE.py or FILE.py:ARG.", lock_config=True

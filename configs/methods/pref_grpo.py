@@ -3,8 +3,8 @@
 An image's reward is its share of wins over the others of its group, ties
 counting half, then a group z-score; a shared start and a random 60% of the
 steps as in the published scripts, no KL, the centred ratio. The comparator is
-ours: our Gaussian score, with a tie below a margin. The plain score is reported
-beside it.
+ours: our Gaussian score, with a tie below a margin, so wide that renders which
+are all right tie (experiments/checks). The plain score is reported beside it.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ def get_config(arg=""):
   c.rewards.pairwise = {
       "weights": "reward.safetensors",
       "group": c.rollout.get_ref("group"),
-      "tie_margin": 3.0,
+      "tie_margin": 12.0,
   }
   c.aggregate = {
       "name": "win_rate", "weights": {"pairwise": 1.0, "spatial_score": 0.0},

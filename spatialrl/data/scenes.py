@@ -30,6 +30,10 @@ class Pairs:
     perturbed: u8[B, S, S, 3], satisfies `perturbed_prompts` and therefore
       contradicts `prompts`.
     contradicted: i32[B], relations of the prompt the perturbed image breaks.
+    perfect_boxes: list of B f32[n, 4], where the things stand in `perfect`
+      that the pair is about: those of contradicted relations, or the changed
+      one; (x1, y1, x2, y2) as shares of the image's side.
+    perturbed_boxes: the same things in `perturbed`.
   """
 
   prompts: list
@@ -37,6 +41,8 @@ class Pairs:
   perfect: np.ndarray
   perturbed: np.ndarray
   contradicted: np.ndarray
+  perfect_boxes: list
+  perturbed_boxes: list
 
 
 def captioned_scenes(
@@ -132,6 +138,7 @@ def reward_pairs(
     for place, pair in zip(places, made, strict=True):
       pairs[place] = pair
   good, bad = zip(*pairs, strict=True) if pairs else ((), ())
+  about = [perturb.contradicted_things(g[0], b[0]) for g, b in pairs]
   return Pairs(
       prompts=[grammar.prompt(graph) for graph, _ in good],
       perturbed_prompts=[grammar.prompt(graph) for graph, _ in bad],
@@ -140,6 +147,8 @@ def reward_pairs(
       contradicted=np.array(
           [perturb.contradicted(g[0], b[0]) for g, b in pairs], np.int32
       ),
+      perfect_boxes=_boxes(good, about),
+      perturbed_boxes=_boxes(bad, about),
   )
 
 
@@ -168,14 +177,17 @@ def thing_pairs(seed, step, batch, *, size, relations):
         touched = sum(
             index in (r.subject, r.object) for r in graph.relations
         )
-        kept.append((graph, other, placed, touched))
-  shown, changed, placed, touched = map(list, zip(*kept, strict=True))
+        kept.append((graph, other, placed, touched, index))
+  shown, changed, placed, touched, index = map(list, zip(*kept, strict=True))
+  boxes = _boxes(zip(shown, placed, strict=True), [{i} for i in index])
   return Pairs(
       prompts=[grammar.prompt(graph) for graph in shown],
       perturbed_prompts=[grammar.prompt(graph) for graph in changed],
       perfect=render.render_batch(shown, placed, size),
       perturbed=render.render_batch(changed, placed, size),
       contradicted=np.array(touched, np.int32),
+      perfect_boxes=boxes,
+      perturbed_boxes=boxes,
   )
 
 
@@ -242,6 +254,14 @@ def _require_relations(relations, held_out):
         f"relations is {tuple(relations)}; allowed are 1 to {most}"
         f"{reason if held_out else ''}."
     )
+
+
+def _boxes(scenes, things):
+  """Boxes of some things of each (SceneGraph, Layout): list of f32[n, 4]."""
+  return [
+      placed.boxes[np.isin(placed.thing, sorted(chosen))]
+      for (_, placed), chosen in zip(scenes, things, strict=True)
+  ]
 
 
 def _columns(scenes):

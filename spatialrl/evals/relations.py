@@ -4,6 +4,7 @@ import numpy as np
 
 from spatialrl.scenes import check, grammar, oracle
 from spatialrl.scenes.graph_iou import scene_graph_iou
+from spatialrl.scenes.layout import coverage
 
 
 def verdicts(prompts, images):
@@ -58,22 +59,15 @@ def box_maps(judged, side):
     f32[N, side, side], the largest share of each cell that the box of a thing
     of the graph covers; 0 throughout where none was found.
   """
-  edges = np.arange(side + 1) / side
   maps = np.zeros((len(judged), side, side), np.float32)
   for i, (graph, detections, _) in enumerate(judged):
     labels = {thing.label for thing in graph.things}
-    for found in detections:
-      if found.label not in labels or found.score <= check.THRESHOLD:
-        continue
-      x, y = (
-          np.clip(
-              np.minimum(edges[1:], found.box[axis + 2])
-              - np.maximum(edges[:-1], found.box[axis]),
-              0, None,
-          ) * side
-          for axis in (0, 1)
-      )
-      maps[i] = np.maximum(maps[i], y[:, None] * x[None])
+    boxes = [
+        found.box
+        for found in detections
+        if found.label in labels and found.score > check.THRESHOLD
+    ]
+    maps[i] = coverage(boxes, side)
   return maps
 
 

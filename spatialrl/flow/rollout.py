@@ -7,6 +7,7 @@ it draws from the transition; the update visits that window only
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from spatialrl import records
@@ -93,6 +94,29 @@ def initial_noise(key, group, shape, *, shared):
   )(group)
 
 
+def tree(groups, size, window, splits):
+  """Which images share their noise where a group grows as a binary tree.
+
+  At every step of `splits` each branch becomes two; images of one branch have
+  the same noise and hence, from a shared start, the same state
+  (BranchGRPO, arXiv:2509.06040).
+
+  Args:
+    groups: number of prompts P.
+    size: images of each, G, a multiple of 2 to the number of splits.
+    window: W, stochastic steps.
+    splits: distinct steps of the window at which branches split.
+
+  Returns:
+    numpy i32[W, P G]: at each step, the branch of each image.
+  """
+  image = np.arange(groups * size)
+  return np.stack([
+    image // (size // 2 ** sum(split <= step for split in splits))
+    for step in range(window)
+  ]).astype(np.int32)
+
+
 def in_chunks(velocity, rows):
   """The same velocity, from several network calls of `rows` images each.
 
@@ -174,6 +198,18 @@ def _put(buffer, value, index, wanted):
   return lax.dynamic_update_index_in_dim(buffer, value, index, 0)
 
 
+def _noise(key, shape, branches, slot):
+  """Standard normal f32[B, h, w, C], the same for images of one branch."""
+  if branches is None:
+    return jax.random.normal(key, shape, jnp.float32)
+  branch = jnp.asarray(branches)[jnp.clip(slot, 0, len(branches) - 1)]
+  return jax.vmap(
+    lambda b: jax.random.normal(
+      jax.random.fold_in(key, b), shape[1:], jnp.float32
+    )
+  )(branch)
+
+
 def rollout(
   velocity,
   x,
@@ -187,6 +223,7 @@ def rollout(
   window,
   last_step,
   attends=False,
+  branches=None,
 ):
   """Samples B images and keeps the W steps that the update will visit.
 
@@ -207,6 +244,8 @@ def rollout(
       outside the window (see `check_window`).
     attends: whether `velocity` returns (v, map f32[B, h, w]); the maps of the
       window are kept.
+    branches: i32[W, B] as `tree` gives, images that draw the same noise at a
+      step of the window; None for noise of their own.
 
   Returns:
     records.Trajectory over the window. Memory holds W + 1 states, not K + 1.
@@ -234,8 +273,8 @@ def rollout(
       lambda x, t: field, x, t, t_next, transition=transition
     )
     drift, _ = transitions.ode(v, x, t, t_next)
-    noise = jax.random.normal(jax.random.fold_in(key, k), x.shape, jnp.float32)
     slot = k - window_start
+    noise = _noise(jax.random.fold_in(key, k), x.shape, branches, slot)
     noisy = (slot >= 0) & (slot < window)
     if last_step == "noise":
       noisy |= k == steps - 1

@@ -37,7 +37,7 @@ def ode(v, x, t, t_next):
   return x + v * (t_next - t), jnp.zeros_like(t)
 
 
-def _sde(v, x, t, t_next, g):
+def sde(v, x, t, t_next, g):
   """Euler-Maruyama step of the SDE with diffusion g: m = x - D v + g^2 s D/2.
 
   s is the score. Any g leaves the marginals of the flow unchanged in the
@@ -69,7 +69,7 @@ def flow_sde(v, x, t, t_next, *, noise_level):
   """
   _check("noise_level", noise_level)
   g = noise_level * jnp.sqrt(t / (1 - jnp.where(t == 1, t_next, t)))
-  return _sde(v, x, t, t_next, g)
+  return sde(v, x, t, t_next, g)
 
 
 def dance_sde(v, x, t, t_next, *, eta):
@@ -88,7 +88,7 @@ def dance_sde(v, x, t, t_next, *, eta):
   Source: DanceGRPO, arXiv:2505.07818.
   """
   _check("eta", eta)
-  return _sde(v, x, t, t_next, eta)
+  return sde(v, x, t, t_next, eta)
 
 
 def cosine_sde(v, x, t, t_next, *, eta_max, eta_min=0.0):
@@ -115,7 +115,7 @@ def cosine_sde(v, x, t, t_next, *, eta_max, eta_min=0.0):
   _check("eta_min", eta_min)
   _check("eta_max - eta_min", eta_max - eta_min)
   decay = 0.5 * (1.0 + jnp.cos(math.pi * (1.0 - t)))
-  return _sde(v, x, t, t_next, eta_min + (eta_max - eta_min) * decay)
+  return sde(v, x, t, t_next, eta_min + (eta_max - eta_min) * decay)
 
 
 def cps(v, x, t, t_next, *, noise_level):

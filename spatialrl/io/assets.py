@@ -1,5 +1,6 @@
 """Weights in one safetensors file with the sizes of their model beside them."""
 
+import hashlib
 import pathlib
 
 import numpy as np
@@ -70,6 +71,11 @@ def load(name):
       node = node.setdefault(parent, {})
     node[leaf] = value.astype(np.float32)
   return params, metadata
+
+
+def digest(name):
+  """SHA-256 of a weights file, by which weights made for it know it."""
+  return hashlib.sha256(resolve(name).read_bytes()).hexdigest()
 
 
 def check_shapes(params, expected, source):

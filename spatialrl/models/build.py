@@ -7,6 +7,7 @@ import jax
 
 from spatialrl.io import assets
 from spatialrl.models import autoencoder as autoencoders
+from spatialrl.models import reward_heads
 from spatialrl.models.autoencoder import AutoencoderConfig
 from spatialrl.models.lora import LoRAConfig
 from spatialrl.models.mmdit import MMDiTConfig
@@ -120,6 +121,35 @@ def load_reward(name):
   expected = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
   assets.check_shapes(params, expected, name)
   return config, params
+
+
+def load_heads(name, reward):
+  """Trained heads and the backbone that they were trained on.
+
+  Args:
+    name: path or packaged name of the heads.
+    reward: the same of the reward model.
+
+  Returns:
+    (RewardConfig, params of the reward model, params of the heads).
+
+  Raises:
+    ValueError: also where the heads were trained on another reward model.
+  """
+  config, params = load_reward(reward)
+  heads, metadata = assets.load(name)
+  if "heads" not in metadata:
+    raise ValueError(f"weights {name!r} are not those of heads.")
+  if metadata["reward_digest"] != assets.digest(reward):
+    raise ValueError(
+        f"weights {name!r} were trained on another reward model than"
+        f" {reward!r}; name the file of their own."
+    )
+  expected = jax.eval_shape(
+      lambda key: reward_heads.init(config, key), jax.random.key(0)
+  )
+  assets.check_shapes(heads, expected, name)
+  return config, params, heads
 
 
 def load_trained(name, policy, params):

@@ -60,10 +60,11 @@ class RewardConfig:
 
 
 class Backbone(nn.Module):
-  """Image and prompt to the last state of the reward token.
+  """Image and prompt to last states, normed.
 
   Call with images f32[B, S, S, 3] in [-1, 1], ids i32[B, L], mask bool[B, L];
-  returns f32[B, D].
+  returns that of the reward token f32[B, D] and those of the image's patches
+  f32[B, P, D], row by row.
   """
 
   config: RewardConfig
@@ -87,7 +88,8 @@ class Backbone(nn.Module):
     )
     for i in range(c.depth):
       x = TransformerBlock(c.width, c.heads, name=f"block_{i}")(x, seen)
-    return nn.LayerNorm(epsilon=1e-6, name="norm")(x[:, -1])
+    x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
+    return x[:, -1], x[:, : side**2]
 
 
 class RewardModel(nn.Module):
@@ -97,7 +99,7 @@ class RewardModel(nn.Module):
 
   @nn.compact
   def __call__(self, images, ids, mask):
-    state = Backbone(self.config, name="backbone")(images, ids, mask)
+    state, _ = Backbone(self.config, name="backbone")(images, ids, mask)
     x = state.astype(jnp.float32)
     x = nn.relu(nn.Dense(self.config.width, name="head_in")(x))
     out = nn.Dense(2, name="head_out")(x)

@@ -5,6 +5,7 @@ images f32[B, S, S, 3] in [-1, 1] and the B prompts.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ import numpy as np
 
 from spatialrl.data import tokenizers
 from spatialrl.evals import relations
-from spatialrl.models import reward_model
-from spatialrl.models.build import load_reward
+from spatialrl.models import reward_heads, reward_model
+from spatialrl.models.build import load_heads, load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 from spatialrl.scenes.render import to_uint8
@@ -77,6 +78,52 @@ class Pairwise(SpatialScore):
     gap = score[:, :, None] - score[:, None]
     pair = 0.5 * (1.0 + jnp.sign(gap) * (jnp.abs(gap) > self._margin))
     return dataclasses.replace(signals, pair=pair)
+
+
+class Aspect:
+  """One aspect of an image, as a head on the reward's backbone scores it.
+
+  `scalar` is the score, or with the field `squash` its logistic, in (0, 1);
+  `map` is the chance that a place shows something that contradicts the prompt.
+  """
+
+  def __init__(self, config, mesh, *, aspect):
+    """Fields `weights` (of the heads), `reward` (their backbone), `squash`."""
+    self.model, *params = load_heads(config.weights, config.reward)
+    self.params = jax.device_put(tuple(params), meshes.replicated(mesh))
+    self._index = reward_heads.ASPECTS.index(aspect)
+    self._squash = config.squash
+    self._tokenizer = tokenizers.load()
+    self._rows = meshes.batched(mesh)
+    self._judge = jax.jit(self._run)
+
+  def __call__(self, images, prompts):
+    """Scores images under prompts, sharded over the mesh's data axes."""
+    ids, mask = tokenizers.encode(
+        self._tokenizer, prompts, self.model.max_tokens
+    )
+    ids, mask = jax.device_put((ids, mask), self._rows)
+    return self._judge(self.params, images, ids, mask)
+
+  def score(self, images, ids, mask):
+    """The scalar, f32[B], as a function to differentiate in the images."""
+    return self._run(self.params, images, ids, mask).scalar
+
+  def compilations(self):
+    """How many programs were compiled; 1 for a steady batch shape."""
+    return self._judge._cache_size()
+
+  def _run(self, params, images, ids, mask):
+    backbone, heads = params
+    images = jax.lax.with_sharding_constraint(images, self._rows)
+    scores, flaws = reward_heads.judge(
+        self.model, backbone, heads, images, ids, mask
+    )
+    score = scores[:, self._index]
+    return Signals(
+        scalar=jax.nn.sigmoid(score) if self._squash else score,
+        map=jax.nn.sigmoid(flaws),
+    )
 
 
 class Oracle:
@@ -163,4 +210,7 @@ JUDGES = {
     "spatial_score": SpatialScore,
     "pairwise": Pairwise,
     "oracle": Oracle,
+} | {
+    aspect: functools.partial(Aspect, aspect=aspect)
+    for aspect in reward_heads.ASPECTS
 }

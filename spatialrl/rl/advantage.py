@@ -188,6 +188,45 @@ def ema_task_std(
   return advantage, {"moments": moments, "seen": seen | here}
 
 
+def branch_depth(
+  reward, keep, group, label, stats, *, window, splits, eps=1e-4
+):
+  r"""Each step's advantage is that of the branch it led to.
+
+  A branch is worth the mean reward of its images, and branches of one group and
+  depth are standardised among themselves: what a step decided is compared with
+  what else could have been decided there (BranchGRPO, arXiv:2509.06040).
+
+  Args:
+    reward: f32[B], groups contiguous and of equal size; -inf marks a failed
+      score.
+    keep: bool[B], images that take part.
+    group: i32[B] in [0, B), prompt index of each image.
+    label: unused.
+    stats: any pytree, returned untouched.
+    window: W, steps of the rollout's window.
+    splits: those at which branches split, as for `rollout.tree`.
+    eps: positive, in units of the reward.
+
+  Returns:
+    f32[W, B, 1, 1] advantages (0 where not kept), and `stats`.
+  """
+  del label
+  keep = keep & select.scored(reward)
+  value = jnp.where(keep, reward, 0.0)
+  size = jnp.maximum(jnp.sum(group == group[0]), 1)
+  place = jnp.arange(reward.shape[0])
+  steps = []
+  for step in range(window):
+    count = 2 ** sum(split <= step for split in splits)
+    branch = place // (size // count)
+    worth = _segment_mean(value, keep, branch)
+    centred = _centred(worth, keep, group)
+    std = jnp.sqrt(_segment_mean(jnp.square(centred), keep, group))
+    steps.append(centred / (std + eps))
+  return jnp.stack(steps)[:, :, None, None], stats
+
+
 def initial_stats(name, *, prompts, tasks, rounds=1):
   """What an entry remembers before the first update.
 
@@ -219,6 +258,7 @@ ADVANTAGES = {
   "raw": raw,
   "running_per_prompt": running_per_prompt,
   "ema_task_std": ema_task_std,
+  "branch_depth": branch_depth,
 }
 # What `label` counts for the entries that remember.
 MEMORY = {"running_per_prompt": "prompt", "ema_task_std": "task"}

@@ -12,10 +12,12 @@ def uniform(trajectory, signals):
     signals: dict of records.Signals, unused.
 
   Returns:
-    f32[W, B, h, w] of ones.
+    f32[W, B, h, w] of ones; with W = 0, for objectives that visit finished
+    images, one map all the same.
   """
   del signals
-  return jnp.ones(trajectory.log_prob.shape, jnp.float32)
+  steps, *rest = trajectory.log_prob.shape
+  return jnp.ones((max(steps, 1), *rest), jnp.float32)
 
 
 def reweight(trajectory, signals):

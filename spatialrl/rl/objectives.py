@@ -225,18 +225,18 @@ def prepare_prdp(view, *, beta, clip):
   return gradient[None, :, None, None]
 
 
-def reward_step(view, k, key, *, hinge=None):
+def reward_step(view, k, key):
   r"""One step of gradient: the reward of the image predicted at a stored state.
 
-  $L = -R(x_k - t v)$, or $\max(0, m - R)$ with a margin m (ReFL, IterComp). The
-  state is the rollout's, without gradient; visited at one late step it is ReFL,
-  at every step R0's randomised form (that from memory).
+  $L = -R(x_k - t v)$. The state is the rollout's, without gradient; visited at
+  one late step it is ReFL, at every step R0's randomised form (that from
+  memory). IterComp's hinge $\max(0, m - R_j)$ of each judge has the gradient of
+  a reward that is capped at m.
 
   Args:
     view: View.
     k: i32[], index of the window step.
     key: unused.
-    hinge: m in units of the reward, or None.
 
   Returns:
     As the module says.
@@ -246,8 +246,7 @@ def reward_step(view, k, key, *, hinge=None):
   x, t = path.x[k], jnp.broadcast_to(path.t[k], path.x.shape[1:2])
   v = view.velocity(x, t)
   reward = view.score(x - t[:, None, None, None] * v)
-  loss = -reward if hinge is None else jax.nn.relu(hinge - reward)
-  return loss, {"predicted_reward": reward}, _at(view, x, t, v)
+  return -reward, {"predicted_reward": reward}, _at(view, x, t, v)
 
 
 def reward_chain(view, k, key, *, draws, gradient_steps, random_start):

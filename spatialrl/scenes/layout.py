@@ -99,6 +99,32 @@ def boxes_of(centre, radius):
   return np.concatenate([centre - reach, centre + reach], -1)
 
 
+def coverage(boxes, side):
+  """How much of each cell of a grid the boxes cover.
+
+  Args:
+    boxes: f[n, 4], (x1, y1, x2, y2) as shares of the image's side.
+    side: cells a side.
+
+  Returns:
+    f32[side, side], the largest share of a cell that one box covers; zeros
+    for no boxes.
+  """
+  edges = np.arange(side + 1) / side
+  covered = np.zeros((side, side), np.float32)
+  for box in boxes:
+    x, y = (
+        np.clip(
+            np.minimum(edges[1:], box[axis + 2])
+            - np.maximum(edges[:-1], box[axis]),
+            0, None,
+        ) * side
+        for axis in (0, 1)
+    )
+    covered = np.maximum(covered, y[:, None] * x[None])
+  return covered.astype(np.float32)
+
+
 def separate(centre, radius, exempt=()):
   """bool[N]: no two boxes of a layout come closer than a gap.
 

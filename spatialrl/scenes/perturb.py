@@ -79,8 +79,23 @@ def contradicted(graph, other):
     graph: SceneGraph.
     other: SceneGraph with the same things in the same order.
   """
+  return len(_contradicted(graph, other))
+
+
+def contradicted_things(graph, other):
+  """Which things the contradicted relations are about: set of indices.
+
+  Args:
+    graph: SceneGraph.
+    other: SceneGraph with the same things in the same order.
+  """
+  broken = _contradicted(graph, other)
+  return {i for r in broken for i in (r.subject, r.object)}
+
+
+def _contradicted(graph, other):
   stated = {relation.canonical() for relation in other.relations}
-  return sum(r.flipped().canonical() in stated for r in graph.relations)
+  return [r for r in graph.relations if r.flipped().canonical() in stated]
 
 
 def _swap(rng, graph, low, high):

@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 
+from spatialrl.models.reward_heads import ASPECTS
+
 
 def load_config(path, arg=""):
   """`get_config(arg)` of a config file, as `--config PATH:ARG` gives it.
@@ -19,3 +21,22 @@ def load_config(path, arg=""):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(arg)
+
+
+def reward_by_aspect(config, weights, *, squash):
+  """Makes the packaged heads the reward; the plain score is only reported.
+
+  Args:
+    config: of an `online` run, changed in place.
+    weights: dict of float by aspect; aspects left out are not judged.
+    squash: whether scores are in (0, 1).
+  """
+  for aspect in ASPECTS:
+    if aspect in weights:
+      config.rewards[aspect] = {
+          "weights": "heads.safetensors",
+          "reward": config.rewards.spatial_score.weights,
+          "squash": squash,
+      }
+  config.aggregate.weights.spatial_score = 0.0
+  config.aggregate.weights.update(weights)

@@ -1,5 +1,8 @@
 """Slots that do not fit together, refused before anything is loaded."""
 
+from spatialrl.models.reward_heads import ASPECTS
+from spatialrl.records import Signals
+from spatialrl.rewards.aggregate import weighted_sum
 from spatialrl.rl.anchors import PATH_ANCHORS, WEIGHT_ANCHORS
 from spatialrl.rl.objectives import (
     CALLS,
@@ -10,6 +13,7 @@ from spatialrl.rl.objectives import (
 )
 
 WINDOW_MOVES = ("random", "moving", "backward")
+SMOOTH = ("spatial_score", *ASPECTS)  # judges with a gradient
 
 
 def check(config):
@@ -89,6 +93,34 @@ def check(config):
       "select.name is 'branch_extremes' and rollout.shared_noise is False:"
       " without shared noise there are no branches.",
   )
+  splits = tuple(r.splits)
+  _refuse(
+      bool(splits)
+      and (
+          len(set(splits)) < len(splits)
+          or not set(splits) <= set(range(r.window))
+          or r.group % 2 ** len(splits) > 0
+      ),
+      f"rollout.splits is {splits}; allowed are distinct steps from 0 to"
+      f" {r.window - 1}, so many that 2 to their number divides rollout.group"
+      f" {r.group}.",
+  )
+  _refuse(
+      bool(splits) and not r.shared_noise,
+      f"rollout.splits is {splits} and rollout.shared_noise False: a tree needs"
+      " one root; set shared_noise True.",
+  )
+  _refuse(
+      config.advantage.name == "branch_depth"
+      and (
+          not splits
+          or tuple(config.advantage.splits) != splits
+          or config.advantage.window != r.window
+      ),
+      "advantage.name is 'branch_depth' with splits"
+      f" {tuple(config.advantage.get('splits', ()))} and rollout.splits"
+      f" {splits}, window {r.window}: make them equal, and not empty.",
+  )
   for name, judge in config.rewards.items():
     _refuse(
         "group" in judge and judge.group != r.group,
@@ -117,26 +149,42 @@ def check(config):
         f" rollout.window_range ({r.steps - r.window}, {r.steps}).",
     )
   if objective in DIFFERENTIABLE:
-    used = [n for n, w in config.aggregate.weights.items() if w]
     _refuse(
-        used != ["spatial_score"],
-        f"objective.name is {objective!r} and aggregate.weights names {used}:"
-        " the gradient needs the one judge spatial_score.",
+        config.aggregate.name != "weighted_sum",
+        f"objective.name is {objective!r} and aggregate.name"
+        f" {config.aggregate.name!r}: the gradient needs weighted_sum.",
+    )
+    blind = [
+        n for n, w in config.aggregate.weights.items()
+        if w and n not in SMOOTH
+    ]
+    _refuse(
+        bool(blind),
+        f"objective.name is {objective!r} and aggregate.weights names {blind}:"
+        f" the gradient needs judges among {SMOOTH}.",
     )
 
 
 def differentiable(config, judges):
-  """The judge inside the gradient, or None where no gradient needs it.
+  """The reward inside the gradient, or None where no gradient needs it.
 
   Returns:
     (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L]) -> f32[M].
   """
   if config.objective.name not in DIFFERENTIABLE:
     return None
-  judge = judges["spatial_score"]
-  weight = config.aggregate.weights["spatial_score"]
+  weights = {n: w for n, w in config.aggregate.weights.items() if w}
+  caps = config.aggregate.get("caps") or {}
+  caps = {name: cap for name, cap in caps.items() if name in weights}
 
-  return lambda images, ids, mask: weight * judge.score(images, ids, mask)
+  def reward(images, ids, mask):
+    signals = {
+        name: Signals(scalar=judges[name].score(images, ids, mask))
+        for name in weights
+    }
+    return weighted_sum(signals, weights=weights, caps=caps)
+
+  return reward
 
 
 def update_calls(config, rows):

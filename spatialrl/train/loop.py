@@ -222,6 +222,9 @@ class Loop:
         window=r.window,
         last_step=r.last_step,
         attends=attends,
+        branches=rollouts.tree(
+            config.prompts.per_step, r.group, r.window, tuple(r.splits)
+        ) if r.splits else None,
     )
     return trajectory, cond, policy.decode(base, trajectory.final)
 

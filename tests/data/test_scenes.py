@@ -148,6 +148,37 @@ def test_only_the_perfect_image_satisfies_the_prompt(perturbed, held_out):
   assert checked > 15
 
 
+def test_the_boxes_of_a_pair_are_those_of_what_it_is_about():
+  made = scenes.reward_pairs(
+      3, 0, 40, size=64, relations=(1, 3), perturbed=(1, 1)
+  )
+  for i, prompt in enumerate(made.prompts):
+    graph = grammar.parse(prompt)
+    told = grammar.parse(made.perturbed_prompts[i])
+    place = [graph.things.index(thing) for thing in told.things]
+    other = graphs.SceneGraph(graph.things, tuple(
+        graphs.Relation(place[r.subject], r.predicate, place[r.object])
+        for r in told.relations
+    ))
+    about = perturb.contradicted_things(graph, other)
+    assert about and about <= set(range(len(graph.things)))
+    for image, boxes in (
+        (made.perfect[i], made.perfect_boxes[i]),
+        (made.perturbed[i], made.perturbed_boxes[i]),
+    ):
+      assert len(boxes) == sum(graph.things[k].count for k in about)
+      covered = layouts.coverage(boxes, 64) > 0
+      # Well above the rim that anti-aliasing leaves around a box.
+      drawn = np.abs(image - image[0, 0].astype(int)).max(-1) > 60
+      if len(about) == len(graph.things):
+        assert not (drawn & ~covered).any()
+      assert drawn[covered].mean() > 0.3
+  things = scenes.thing_pairs(3, 0, 20, size=32, relations=(1,))
+  for i, boxes in enumerate(things.perfect_boxes):
+    changed = (things.perfect[i] != things.perturbed[i]).any(-1)
+    assert not (changed & (layouts.coverage(boxes, 32) == 0)).any()
+
+
 def test_the_images_of_a_thing_pair_differ_in_one_thing_only():
   pairs = scenes.thing_pairs(5, 0, 48, size=32, relations=(1, 2, 3))
   changed_colour = 0

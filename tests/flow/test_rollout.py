@@ -259,6 +259,25 @@ def test_a_shared_start_makes_the_window_a_branch():
     assert np.abs(after[1:] - after[:1]).max((1, 2, 3)).min() > 0.1
 
 
+def test_a_tree_shares_states_until_its_branches_part():
+  group = jnp.arange(8) // 4
+  start = flow.initial_noise(jax.random.key(0), group, (H, W, C), shared=True)
+  branches = flow.tree(2, 4, 3, (0, 2))
+  np.testing.assert_array_equal(
+    branches, [[0, 0, 1, 1, 2, 2, 3, 3]] * 2 + [list(range(8))]
+  )
+  trajectory = flow.rollout(
+    network, start, schedules.sd3(STEPS), jax.random.key(1), group,
+    transition=FLOW_SDE, log_prob=transition.gaussian_log_prob,
+    window_start=2, window=3, last_step="ode", branches=branches,
+  )
+  for state, node in zip(trajectory.x, [group, *branches], strict=True):
+    same = np.asarray(node)[:, None] == np.asarray(node)[None]
+    gap = np.abs(state[:, None] - state[None]).max((2, 3, 4))
+    assert (gap[same] < 1e-6).all()
+    assert gap[~same].min() > 0.1
+
+
 def test_without_a_density_an_ode_may_have_a_window():
   trajectory = flow.rollout(
     network, START, schedules.sd3(STEPS), jax.random.key(1), GROUP,

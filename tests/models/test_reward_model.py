@@ -51,13 +51,14 @@ def test_image_words_and_their_order_all_count(params):
 def test_mean_and_log_sigma_are_float32_whatever_the_weights(params):
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   images = jnp.asarray(IMAGES, jnp.bfloat16)
-  state = jax.eval_shape(
+  state, patches = jax.eval_shape(
     lambda p: reward_model.Backbone(CONFIG).apply(
       {"params": p["backbone"]}, images, IDS, MASK
     ),
     half,
   )
   assert state.shape == (2, CONFIG.width)
+  assert patches.shape == (2, 4, CONFIG.width)
   for out in jax.eval_shape(log_score, half, images, IDS, MASK):
     assert out.dtype == jnp.float32 and out.shape == (2,)
 

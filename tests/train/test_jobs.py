@@ -15,7 +15,14 @@ from spatialrl.models.build import (
   load_policy,
   load_reward,
 )
-from spatialrl.train import autoencoder, online, pretrain, reward, sample
+from spatialrl.train import (
+  autoencoder,
+  heads,
+  online,
+  pretrain,
+  reward,
+  sample,
+)
 from spatialrl.train import eval as eval_job
 from spatialrl.train.configs import load_config
 
@@ -24,6 +31,7 @@ _JOBS = {
     "autoencoder": autoencoder,
     "pretrain": pretrain,
     "reward": reward,
+    "heads": heads,
     "online": online,
     "eval": eval_job,
     "sample": sample,
@@ -46,6 +54,8 @@ def tiny(name, arg, weights):
     config.init = weights[0]
   if "rewards" in config and "spatial_score" in config.rewards:
     config.rewards.spatial_score.weights = weights[1]
+  if config.job == "heads":
+    config.reward = weights[1]
   if arg in ("captions", "things"):
     data = config.data
     config = load_config(_CONFIGS / f"{name}.py", "tiny")

@@ -73,7 +73,9 @@ class Brightness:
     score = images.mean((1, 2, 3))
     groups = score.reshape(2, -1)
     wins = (groups[:, :, None] > groups[:, None]).astype(jnp.float32)
-    return Signals(scalar=score, pair=wins)
+    return Signals(
+      scalar=score, pair=wins, map=jnp.abs(images[:, ::8, ::8].mean(-1))
+    )
 
   def score(self, images, ids, mask):
     del ids, mask
@@ -185,6 +187,10 @@ def test_star_with_alpha_zero_is_uniform_credit_to_the_bit(mesh):
     ("star", {"rollout.attention_blocks": ()}, ("attention_map", "blocks")),
     ("spatial_score", {"aggregate.name": "vector"}, ("pareto_front", "vector")),
     ("b2_diffurl", {"rollout.shared_noise": False}, ("branch", "shared_noise")),
+    ("branch_grpo", {"rollout.splits": (0, 9)}, ("splits is (0, 9)", "0 to 6")),
+    ("branch_grpo", {"rollout.shared_noise": False}, ("splits", "one root")),
+    ("branch_grpo", {"advantage.splits": (1,)}, ("branch_depth", "(0, 2)")),
+    ("iter_comp", {"aggregate.name": "hierarchical"}, ("weighted_sum",)),
     ("align_prop", {"objective.gradient_steps": 9}, ("gradient_steps is 9",)),
     ("align_prop", {"rollout.window": 4}, ("gradient_steps is 8", "1 to 4")),
     ("refl", {"aggregate.weights": {"oracle": 1.0}}, ("oracle", "gradient")),

@@ -1,0 +1,28 @@
+"""SRUM: images of one's own, learned by place and by worth.
+
+Flow matching on the policy's own images, each weighted by its score and each
+position by how unflawed it is. In the public repository scores of boxes and of
+the layout come from the model's own understanding side, and a trusted image is
+the anchor; here our heads, a map in place of boxes, and the base's velocity.
+"""
+
+import pathlib
+
+from spatialrl.train.configs import load_config, reward_by_aspect
+
+
+def get_config(arg=""):
+  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
+  c.rollout.update({"window": 0, "window_range": (0, 0)})
+  c.transition = {"name": "ode"}
+  reward_by_aspect(c, {"relations": 1.0}, squash=True)
+  c.select = {"name": "all"}
+  c.advantage = {"name": "raw"}
+  c.credit = {
+      "name": "judge_map", "judge": "relations", "alpha": 1.0, "invert": True,
+  }
+  c.objective = {"name": "weighted_fm", "draws": 4, "time_shift": 3.0}
+  c.anchor = {"name": "velocity_mse"}
+  c.train.anchor_weight = 0.1
+  return c
