@@ -12,6 +12,7 @@ from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
 from spatialrl.models.build import (
   load_autoencoder,
+  load_heads,
   load_policy,
   load_reward,
 )
@@ -83,6 +84,11 @@ def test_every_config_runs(name, arg, weights, mesh, tmp_path):
     model, _ = load_reward(str(tmp_path / "reward.safetensors"))
     assert model.size == 16
     assert "pair_accuracy_2_3" in read_metrics(tmp_path)[-1]
+  elif config.job == "heads":
+    heads = str(tmp_path / "heads.safetensors")
+    assert load_heads(heads, weights[1])[0].size == 16
+    row = read_metrics(tmp_path)[-1]
+    assert 0 <= row["flaw_auc_relations"] <= 1
   elif config.job == "sample":
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
     assert len(lines) == 4
