@@ -49,3 +49,10 @@ def load(module, folder):
   for path, layers in stacks.items():
     flat[path] = np.stack([layers[i] for i in range(len(layers))])
   return sizes, nested(flat)
+
+
+def near(ours, theirs, tolerance=2e-5):
+  """Asserts that all is within `tolerance` of the largest value of `theirs`."""
+  theirs = np.asarray(theirs)
+  assert ours.shape == theirs.shape
+  assert np.abs(ours - theirs).max() < tolerance * np.abs(theirs).max()
