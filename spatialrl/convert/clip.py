@@ -8,10 +8,6 @@ from spatialrl.models import clip
 
 SKIPPED = (r"(\w+\.)?embeddings\.position_ids",)
 
-# Other spellings, (pattern of a name, its replacement): transformers 5 saves
-# a CLIPTextModel without the prefix that version 4 needs and both can read.
-RENAMED = ((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),)
-
 _TOWER = {
     "width": "hidden_size",
     "hidden": "intermediate_size",
@@ -46,6 +42,16 @@ def read_config(fields):
         f"architectures is {named}; allowed is one of {sorted(_READERS)}."
     )
   return _READERS[known[0]](fields)
+
+
+def canonical(name):
+  """A tensor's name as the table has it, whichever version wrote the file.
+
+  From version 5 on transformers saves a CLIPTextModel without the prefix that
+  version 4 needs; both read it.
+  """
+  bare = name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+  return f"text_model.{name}" if bare else name
 
 
 def table(sizes):

@@ -149,7 +149,8 @@ class CLIPText(nn.Module):
       )
     words = self.param("words", _normal, (c.vocabulary, c.width))
     places = self.param("places", _normal, (c.max_tokens, c.width))
-    x = (words[ids] + places[None, :length]).astype(c.dtype)
+    x = jnp.take(words, ids, axis=0) + places[None, :length]
+    x = x.astype(c.dtype)
     seen = jnp.tril(jnp.ones((1, length, length), bool))
     if mask is not None:
       seen = seen & mask[:, None]

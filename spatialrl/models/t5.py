@@ -93,8 +93,8 @@ class T5Encoder(nn.Module):
     buckets = relative_buckets(
         ids.shape[1], buckets=c.buckets, max_distance=c.max_distance
     )
-    bias = near.astype(jnp.float32)[buckets].transpose(2, 0, 1)
-    x = words[ids].astype(c.dtype)
+    bias = jnp.asarray(near, jnp.float32)[buckets].transpose(2, 0, 1)
+    x = jnp.take(words, ids, axis=0).astype(c.dtype)
     scanned = nn.scan(
         nn.remat(T5Block, prevent_cse=False),
         variable_axes={"params": 0, "lora": 0},
