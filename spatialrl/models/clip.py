@@ -289,14 +289,7 @@ def _blocks(config):
 
 
 def _norm(config, name):
-  # The fast variance, E[x^2] - E[x]^2, cancels where one channel is large,
-  # and trained towers have such channels.
-  return nn.LayerNorm(
-      epsilon=config.epsilon,
-      dtype=config.dtype,
-      use_fast_variance=False,
-      name=name,
-  )
+  return nn.LayerNorm(epsilon=config.epsilon, dtype=config.dtype, name=name)
 
 
 def _projected(config, x):
