@@ -189,10 +189,10 @@ class CLIPVision(nn.Module):
     x = x.transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(batch, side * side, p * p * channels)
     x = nn.Dense(c.width, use_bias=False, dtype=c.dtype, name="patch_embed")(x)
-    token = self.param("class_token", _normal, (c.width,)).astype(c.dtype)
+    token = self.param("class_token", _normal, (c.width,))
     token = jnp.broadcast_to(token, (batch, 1, c.width))
     places = self.param("places", _normal, (1 + side * side, c.width))
-    x = jnp.concatenate([token, x], axis=1) + places[None].astype(c.dtype)
+    x = jnp.concatenate([token, x], axis=1) + places[None]
     x, _ = _blocks(c)(_norm(c, "pre_norm")(x), None)
     pooled = _projected(c, _norm(c, "norm")(x[:, 0]))
     return x.astype(jnp.float32), pooled.astype(jnp.float32)

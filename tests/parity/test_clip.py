@@ -74,7 +74,24 @@ def test_activations_in_bfloat16(stored, golden):
   for ours, name in zip(found, ("hidden_state_2", "text_embeds"), strict=True):
     assert ours.dtype == np.float32
     near(ours, arrays[name], 5e-2)
-    assert np.abs(ours - arrays[name]).max() > 1e-4
+  np.testing.assert_array_equal(found[0], found[0].astype("bfloat16"))
+
+
+def test_images_in_bfloat16(rng):
+  sizes = clip.CLIPVisionConfig(
+      width=16, hidden=24, depth=2, heads=2, projection=8, image=12, patch=4
+  )
+  half = dataclasses.replace(sizes, dtype="bfloat16")
+  pixels = rng.normal(size=(2, 12, 12, 3)).astype(np.float32)
+  params = clip.CLIPVision(sizes).init(jax.random.key(0), pixels)
+  wanted = jax.jit(clip.CLIPVision(sizes).apply)(params, pixels)
+  for kind in ("float32", "bfloat16"):
+    stored = jax.tree.map(lambda x, kind=kind: x.astype(kind), params)
+    found = jax.jit(clip.CLIPVision(half).apply)(stored, pixels)
+    for ours, theirs in zip(found, wanted, strict=True):
+      assert ours.dtype == np.float32
+      near(ours, theirs, 5e-2)
+    np.testing.assert_array_equal(found[0], found[0].astype("bfloat16"))
 
 
 def test_the_end_of_a_text():
