@@ -83,7 +83,7 @@ def test_images_in_bfloat16(rng):
   )
   half = dataclasses.replace(sizes, dtype="bfloat16")
   pixels = rng.normal(size=(2, 12, 12, 3)).astype(np.float32)
-  params = clip.CLIPVision(sizes).init(jax.random.key(0), pixels)
+  params = jax.jit(clip.CLIPVision(sizes).init)(jax.random.key(0), pixels)
   wanted = jax.jit(clip.CLIPVision(sizes).apply)(params, pixels)
   for kind in ("float32", "bfloat16"):
     stored = jax.tree.map(lambda x, kind=kind: x.astype(kind), params)
