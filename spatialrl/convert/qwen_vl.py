@@ -1,0 +1,220 @@
+"""Qwen2.5-VL: `Qwen2_5_VLForConditionalGeneration` of transformers.
+
+Tensors are named as in the published folders. transformers 5 may write other
+prefixes; `canonical` maps them to the published ones.
+"""
+
+import jax
+import numpy as np
+
+from spatialrl.convert.table import Entry
+from spatialrl.data import qwen_inputs
+from spatialrl.models.qwen_vision import VisionConfig
+from spatialrl.models.qwen_vl import QwenVL, QwenVLConfig
+
+SKIPPED = (r".*\.inv_freq",)
+_PREFIXES = {"model.visual.": "visual.", "model.language_model.": "model."}
+
+
+def canonical(name):
+  """A tensor's name in the published folders, whatever wrote it."""
+  for prefix, published in _PREFIXES.items():
+    if name.startswith(prefix):
+      return published + name.removeprefix(prefix)
+  return name
+
+
+def read_config(fields):
+  """Sizes from config.json, in the flat or in the nested layout.
+
+  Args:
+    fields: dict, the content of config.json.
+
+  Returns:
+    QwenVLConfig.
+
+  Raises:
+    ValueError: for a missing field, or one whose value we do not have.
+  """
+  text = fields.get("text_config", fields)
+  vision = _get(fields, "vision_config")
+  _only(text, "hidden_act", "silu")
+  _only(text, "use_sliding_window", False)
+  _only(vision, "hidden_act", "silu")
+  _only(vision, "in_channels", 3)
+  _only(vision, "in_chans", 3)
+  if "rope_parameters" in text:
+    rope = text["rope_parameters"]
+  else:
+    rope = {
+        "rope_theta": _get(text, "rope_theta"),
+        **_get(text, "rope_scaling"),
+    }
+  kind = rope.get("rope_type", rope.get("type"))
+  if kind not in ("default", "mrope"):
+    raise ValueError(
+        f"config.json has the rope type {kind!r}; allowed are 'default' and"
+        " 'mrope'."
+    )
+  return QwenVLConfig(
+      vision=VisionConfig(
+          width=_get(vision, "hidden_size"),
+          hidden=_get(vision, "intermediate_size"),
+          depth=_get(vision, "depth"),
+          heads=_get(vision, "num_heads"),
+          out=_get(vision, "out_hidden_size"),
+          full_blocks=_get(vision, "fullatt_block_indexes"),
+          window=_get(vision, "window_size"),
+          patch=_get(vision, "patch_size"),
+          merge=_get(vision, "spatial_merge_size"),
+          frames=_get(vision, "temporal_patch_size"),
+      ),
+      vocabulary=_get(text, "vocab_size"),
+      width=_get(text, "hidden_size"),
+      hidden=_get(text, "intermediate_size"),
+      depth=_get(text, "num_hidden_layers"),
+      heads=_get(text, "num_attention_heads"),
+      kv_heads=_get(text, "num_key_value_heads"),
+      sections=_get(rope, "mrope_section"),
+      theta=_get(rope, "rope_theta"),
+      epsilon=_get(text, "rms_norm_eps"),
+      image_token=_get(fields, "image_token_id"),
+      tied=any(part.get("tie_word_embeddings") for part in (fields, text)),
+  )
+
+
+def table(sizes):
+  """Every weight of a model of these sizes."""
+  return (*_vision(sizes.vision), *_language(sizes))
+
+
+def outputs(sizes, params, arrays):
+  """What our network gives for the inputs of a check file.
+
+  Args:
+    sizes: QwenVLConfig.
+    params: the tree of a QwenVL.
+    arrays: "input_ids", "attention_mask", "image_grid_thw", "pixel_values".
+
+  Returns:
+    dict: "position_ids", "rope_deltas", "image_embeds", "hidden_state_0" (the
+    embeddings) and so on up to the layer before the last, "last_hidden_state"
+    and "logits".
+  """
+  grids = tuple((int(h), int(w)) for _, h, w in arrays["image_grid_thw"])
+  ids, mask = np.int32(arrays["input_ids"]), arrays["attention_mask"] > 0
+  positions = qwen_inputs.rope_positions(
+      ids, mask, grids, image_token=sizes.image_token, merge=sizes.vision.merge
+  )
+  inputs = qwen_inputs.QwenInputs(
+      ids, mask, positions, arrays["pixel_values"], grids
+  )
+  network = QwenVL(sizes)
+
+  @jax.jit
+  def run(params, inputs):
+    params = {"params": params}
+    embeddings = network.apply(params, inputs, method="embed")
+    last, captured = network.apply(
+        params,
+        embeddings,
+        inputs,
+        method="states",
+        capture_intermediates=lambda module, _: module.name == "layers",
+    )
+    ((layers, _),) = captured["intermediates"]["layers"]["__call__"]
+    return {
+        "image_embeds": network.apply(params, inputs, method="see"),
+        "last_hidden_state": last,
+        "logits": network.apply(params, inputs),
+        "hidden_state_0": embeddings,
+    } | {f"hidden_state_{i + 1}": x for i, x in enumerate(layers[:-1])}
+
+  deltas = positions.max((0, 2)) + 1 - mask.sum(1)
+  return {
+      "position_ids": positions,
+      "rope_deltas": deltas[:, None],
+      **jax.device_get(run(params, inputs)),
+  }
+
+
+def _get(fields, name):
+  if name not in fields:
+    raise ValueError(f"config.json has no {name!r}, which Qwen2.5-VL needs.")
+  return fields[name]
+
+
+def _only(fields, name, value):
+  """Refuses a field that is there and has another value."""
+  if fields.get(name, value) != value:
+    raise ValueError(
+        f"config.json has {name} {fields[name]!r}; allowed is {value!r}."
+    )
+
+
+def _dense(name, shape, path, *, bias=True, layer=None):
+  """A linear layer, shape (out, in)."""
+  yield Entry(f"{name}.weight", shape, f"{path}/kernel", "dense", layer)
+  if bias:
+    yield Entry(f"{name}.bias", shape[:1], f"{path}/bias", layer=layer)
+
+
+def _norm(name, width, path, layer=None):
+  yield Entry(f"{name}.weight", (width,), f"{path}/scale", layer=layer)
+
+
+def _vision(c):
+  yield Entry(
+      "visual.patch_embed.proj.weight",
+      (c.width, 3, c.frames, c.patch, c.patch),
+      "vision/patch_embed/kernel",
+      "flat",
+  )
+  for i in range(c.depth):
+    block = f"visual.blocks.{i}"
+    for name in ("norm1", "norm2"):
+      yield from _norm(f"{block}.{name}", c.width, f"vision/blocks/{name}", i)
+    for name, shape, ours in (
+        ("attn.qkv", (3 * c.width, c.width), "qkv"),
+        ("attn.proj", (c.width, c.width), "out"),
+        ("mlp.gate_proj", (c.hidden, c.width), "gate"),
+        ("mlp.up_proj", (c.hidden, c.width), "up"),
+        ("mlp.down_proj", (c.width, c.hidden), "down"),
+    ):
+      path = f"vision/blocks/{ours}"
+      yield from _dense(f"{block}.{name}", shape, path, layer=i)
+  merged = c.merge**2 * c.width
+  yield from _norm("visual.merger.ln_q", c.width, "vision/merge_norm")
+  yield from _dense(
+      "visual.merger.mlp.0", (merged, merged), "vision/merge_up"
+  )
+  yield from _dense("visual.merger.mlp.2", (c.out, merged), "vision/merge_down")
+
+
+def _language(c):
+  yield Entry("model.embed_tokens.weight", (c.vocabulary, c.width), "words")
+  keys = c.kv_heads * c.head_width
+  for i in range(c.depth):
+    layer = f"model.layers.{i}"
+    for name, ours in (
+        ("input_layernorm", "norm1"), ("post_attention_layernorm", "norm2")
+    ):
+      yield from _norm(f"{layer}.{name}", c.width, f"layers/{ours}", i)
+    for name, shape, ours in (
+        ("self_attn.q_proj", (c.width, c.width), "q"),
+        ("self_attn.k_proj", (keys, c.width), "k"),
+        ("self_attn.v_proj", (keys, c.width), "v"),
+        ("self_attn.o_proj", (c.width, c.width), "out"),
+        ("mlp.gate_proj", (c.hidden, c.width), "gate"),
+        ("mlp.up_proj", (c.hidden, c.width), "up"),
+        ("mlp.down_proj", (c.width, c.hidden), "down"),
+    ):
+      yield from _dense(
+          f"{layer}.{name}", shape, f"layers/{ours}", bias=ours in "qkv",
+          layer=i,
+      )
+  yield from _norm("model.norm", c.width, "norm")
+  if not c.tied:
+    yield from _dense(
+        "lm_head", (c.vocabulary, c.width), "lm_head", bias=False
+    )
