@@ -4,6 +4,8 @@ Tensors are named as in the published folders. transformers 5 may write other
 prefixes; `canonical` maps them to the published ones.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -109,33 +111,30 @@ def outputs(sizes, params, arrays):
   inputs = qwen_inputs.QwenInputs(
       ids, mask, positions, arrays["pixel_values"], grids
   )
-  network = QwenVL(sizes)
-
-  @jax.jit
-  def run(params, inputs):
-    params = {"params": params}
-    embeddings = network.apply(params, inputs, method="embed")
-    last, captured = network.apply(
-        params,
-        embeddings,
-        inputs,
-        method="states",
-        capture_intermediates=lambda module, _: module.name == "layers",
-    )
-    ((layers, _),) = captured["intermediates"]["layers"]["__call__"]
-    return {
-        "image_embeds": network.apply(params, inputs, method="see"),
-        "last_hidden_state": last,
-        "logits": network.apply(params, inputs),
-        "hidden_state_0": embeddings,
-    } | {f"hidden_state_{i + 1}": x for i, x in enumerate(layers[:-1])}
-
   deltas = positions.max((0, 2)) + 1 - mask.sum(1)
   return {
       "position_ids": positions,
       "rope_deltas": deltas[:, None],
-      **jax.device_get(run(params, inputs)),
+      **jax.device_get(_run(sizes, params, inputs)),
   }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(sizes, params, inputs):
+  logits, captured = QwenVL(sizes).apply(
+      {"params": params},
+      inputs,
+      # What the model's own methods and its stack of layers return.
+      capture_intermediates=lambda module, _: module.name in (None, "layers"),
+  )
+  seen = captured["intermediates"]
+  ((layers, _),) = seen["layers"]["__call__"]
+  states = [*seen["embed"], *layers[:-1]]
+  return {
+      "image_embeds": seen["see"][0],
+      "last_hidden_state": seen["states"][0],
+      "logits": logits,
+  } | {f"hidden_state_{i}": x for i, x in enumerate(states)}
 
 
 def _get(fields, name):

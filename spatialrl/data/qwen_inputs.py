@@ -12,7 +12,8 @@ import numpy as np
 _MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 _STD = np.float32([0.26862954, 0.26130258, 0.27577711])
 
-IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_IMAGE_TOKEN = "<|image_pad|>"
+IMAGE = f"<|vision_start|>{_IMAGE_TOKEN}<|vision_end|>"
 # The published chat template for one image and one text.
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -53,14 +54,17 @@ def load_tokenizer(folder):
     transformers.PreTrainedTokenizerFast.
 
   Raises:
-    ValueError: if the file is missing.
+    ValueError: if the file is missing, or knows no image token.
   """
   import transformers  # slow to import
 
   path = pathlib.Path(folder) / "tokenizer.json"
   if not path.is_file():
     raise ValueError(f"tokenizer file {str(path)!r} does not exist.")
-  return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+  if _IMAGE_TOKEN not in tokenizer.get_added_vocab():
+    raise ValueError(f"tokenizer file {str(path)!r} has no {_IMAGE_TOKEN!r}.")
+  return tokenizer
 
 
 def encode(
@@ -81,25 +85,27 @@ def encode(
     (ids i32[B, L], mask bool[B, L], positions i32[3, B, L]).
 
   Raises:
-    ValueError: for a template without its two places, a prompt that holds an
-      image token, or one that is too long.
+    ValueError: for a template without its two places, a prompt that holds a
+      special token, or one that is too long.
   """
   if template.count(IMAGE) != 1 or template.count("{prompt}") != 1:
     raise ValueError(
         f"template is {template!r}; it must hold {IMAGE!r} and '{{prompt}}'"
         " once each."
     )
-  token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+  special = tokenizer.get_added_vocab()
+  token = special[_IMAGE_TOKEN]
   count = grid[0] * grid[1] // merge**2
   ids = np.zeros((len(prompts), max_tokens), np.int32)
   mask = np.zeros(ids.shape, bool)
   for row, prompt in enumerate(prompts):
-    text = tokenizer(template.replace("{prompt}", prompt))["input_ids"]
-    if text.count(token) != 1:
+    held = sorted(name for name in special if name in prompt)
+    if held:
       raise ValueError(
-          f"prompt {prompt!r} holds {text.count(token) - 1} image tokens;"
-          " allowed are none."
+          f"prompt {prompt!r} holds the special token {held[0]!r}; allowed is"
+          " plain text."
       )
+    text = tokenizer(template.replace("{prompt}", prompt))["input_ids"]
     at = text.index(token)
     text = [*text[:at], *[token] * count, *text[at + 1 :], *end]
     if len(text) > max_tokens:
@@ -157,7 +163,7 @@ def rope_positions(ids, mask, grids, *, image_token, merge=2):
   return positions
 
 
-def smart_size(height, width, *, factor=28, min_pixels, max_pixels):
+def smart_resize(height, width, *, factor=28, min_pixels, max_pixels):
   """The size an image is given: near its own, in whole image tokens.
 
   Args:
@@ -196,7 +202,7 @@ def patches(images, size, *, patch=14, merge=2, frames=2):
 
   Args:
     images: f32[B, S, S', 3] in [-1, 1].
-    size: (height, width) to resize to, as `smart_size` gives it.
+    size: (height, width) to resize to, as `smart_resize` gives it.
     patch: pixels a side of a patch.
     merge: patches a side of the square that makes one image token.
     frames: frames of a patch, all of them the image.
@@ -213,10 +219,11 @@ def patches(images, size, *, patch=14, merge=2, frames=2):
         f"size is {height} x {width}; allowed are multiples of"
         f" {patch * merge}."
     )
-  if images.shape[1:3] != (height, width):
-    # Antialiased with a = -0.5, as Pillow's BICUBIC; overshoot is cut as there.
-    images = jax.image.resize(images, (batch, height, width, 3), "cubic")
-    images = jnp.clip(images, -1.0, 1.0)
+  # Pillow's BICUBIC but for its rounding: it cuts overshoot after each pass.
+  for shape in ((images.shape[1], width), (height, width)):
+    if images.shape[1:3] != shape:
+      images = jax.image.resize(images, (batch, *shape, 3), "cubic")
+      images = jnp.clip(images, -1.0, 1.0)
   shape = (1, 1, 1, 3)
   x = ((images + 1) / 2 - _MEAN.reshape(shape)) / _STD.reshape(shape)
   side = patch * merge

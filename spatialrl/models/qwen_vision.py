@@ -105,7 +105,7 @@ class VisionTower(nn.Module):
       block = nn.remat(block, prevent_cse=False)
     blocks = nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=c.depth,
