@@ -36,10 +36,11 @@ def read_config(fields):
     QwenVLConfig.
 
   Raises:
-    ValueError: for a missing field, or one whose value we do not have.
+    KeyError: for a missing field.
+    ValueError: for a value that our network does not have.
   """
   text = fields.get("text_config", fields)
-  vision = _get(fields, "vision_config")
+  vision = fields["vision_config"]
   _only(text, "hidden_act", "silu")
   _only(text, "use_sliding_window", False)
   _only(vision, "hidden_act", "silu")
@@ -48,39 +49,35 @@ def read_config(fields):
   if "rope_parameters" in text:
     rope = text["rope_parameters"]
   else:
-    rope = {
-        "rope_theta": _get(text, "rope_theta"),
-        **_get(text, "rope_scaling"),
-    }
+    rope = text["rope_scaling"] | {"rope_theta": text["rope_theta"]}
   kind = rope.get("rope_type", rope.get("type"))
   if kind not in ("default", "mrope"):
     raise ValueError(
-        f"config.json has the rope type {kind!r}; allowed are 'default' and"
-        " 'mrope'."
+        f"rope_type is {kind!r}; allowed are 'default' and 'mrope'."
     )
   return QwenVLConfig(
       vision=VisionConfig(
-          width=_get(vision, "hidden_size"),
-          hidden=_get(vision, "intermediate_size"),
-          depth=_get(vision, "depth"),
-          heads=_get(vision, "num_heads"),
-          out=_get(vision, "out_hidden_size"),
-          full_blocks=_get(vision, "fullatt_block_indexes"),
-          window=_get(vision, "window_size"),
-          patch=_get(vision, "patch_size"),
-          merge=_get(vision, "spatial_merge_size"),
-          frames=_get(vision, "temporal_patch_size"),
+          width=vision["hidden_size"],
+          hidden=vision["intermediate_size"],
+          depth=vision["depth"],
+          heads=vision["num_heads"],
+          out=vision["out_hidden_size"],
+          full_blocks=vision["fullatt_block_indexes"],
+          window=vision["window_size"],
+          patch=vision["patch_size"],
+          merge=vision["spatial_merge_size"],
+          frames=vision["temporal_patch_size"],
       ),
-      vocabulary=_get(text, "vocab_size"),
-      width=_get(text, "hidden_size"),
-      hidden=_get(text, "intermediate_size"),
-      depth=_get(text, "num_hidden_layers"),
-      heads=_get(text, "num_attention_heads"),
-      kv_heads=_get(text, "num_key_value_heads"),
-      sections=_get(rope, "mrope_section"),
-      theta=_get(rope, "rope_theta"),
-      epsilon=_get(text, "rms_norm_eps"),
-      image_token=_get(fields, "image_token_id"),
+      vocabulary=text["vocab_size"],
+      width=text["hidden_size"],
+      hidden=text["intermediate_size"],
+      depth=text["num_hidden_layers"],
+      heads=text["num_attention_heads"],
+      kv_heads=text["num_key_value_heads"],
+      sections=rope["mrope_section"],
+      theta=rope["rope_theta"],
+      epsilon=text["rms_norm_eps"],
+      image_token=fields["image_token_id"],
       tied=any(part.get("tie_word_embeddings") for part in (fields, text)),
   )
 
@@ -137,18 +134,10 @@ def _run(sizes, params, inputs):
   } | {f"hidden_state_{i}": x for i, x in enumerate(states)}
 
 
-def _get(fields, name):
-  if name not in fields:
-    raise ValueError(f"config.json has no {name!r}, which Qwen2.5-VL needs.")
-  return fields[name]
-
-
 def _only(fields, name, value):
   """Refuses a field that is there and has another value."""
   if fields.get(name, value) != value:
-    raise ValueError(
-        f"config.json has {name} {fields[name]!r}; allowed is {value!r}."
-    )
+    raise ValueError(f"{name} is {fields[name]!r}; allowed is {value!r}.")
 
 
 def _dense(name, shape, path, *, bias=True, layer=None):

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +15,9 @@ from spatialrl.convert import qwen_vl as convert
 from spatialrl.convert.table import to_ours, to_theirs
 from spatialrl.data.qwen_inputs import QwenInputs
 from spatialrl.models.qwen_vl import QwenVL, QwenVLConfig
+from tests.parity import _folders
 
-PARITY = pathlib.Path(__file__).parent
-FOLDER = PARITY.parent / "golden" / "models" / "qwen2_5_vl"
+FOLDER = _folders.GOLDEN / "qwen2_5_vl"
 CASES = ["io_single", "io_batch_leftpad", "io_batch_rightpad"]
 INPUTS = {"input_ids", "attention_mask", "image_grid_thw", "pixel_values"}
 GIVEN = INPUTS | {"image_0_u8", "image_1_u8"}
@@ -58,19 +56,10 @@ PUBLISHED = {
 PUBLISHED_COUNT = 8_292_166_656
 
 
-def _helper():
-  spec = importlib.util.spec_from_file_location(
-    "_folders", PARITY / "_folders.py"
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 @functools.cache
 def model():
   """(sizes, params) of the golden folder."""
-  return _helper().load(convert, "qwen2_5_vl")
+  return _folders.load(convert, "qwen2_5_vl")
 
 
 def fields(name="config.json"):
@@ -155,10 +144,10 @@ def test_names_of_transformers_5_are_the_published_ones():
 @pytest.mark.parametrize(
   "path,value,message",
   [
-    (("hidden_act",), "gelu", "hidden_act 'gelu'; allowed is 'silu'"),
-    (("use_sliding_window",), True, "use_sliding_window True"),
-    (("vision_config", "in_chans"), 1, "in_chans 1; allowed is 3"),
-    (("rope_scaling", "type"), "yarn", "rope type 'yarn'; allowed"),
+    (("hidden_act",), "gelu", "hidden_act is 'gelu'; allowed is 'silu'"),
+    (("use_sliding_window",), True, "use_sliding_window is True"),
+    (("vision_config", "in_chans"), 1, "in_chans is 1; allowed is 3"),
+    (("rope_scaling", "type"), "yarn", "rope_type is 'yarn'; allowed"),
     (("vision_config", "window_size"), 100, "window is 100; .* of 28"),
     (("vision_config", "fullatt_block_indexes"), [32], "full_blocks is .32"),
     (("vision_config", "num_heads"), 3, "heads is 3; .* divide .* 1280"),
@@ -166,7 +155,6 @@ def test_names_of_transformers_5_are_the_published_ones():
     (("num_attention_heads",), 24, "heads is 24; .* divide width 3584"),
     (("num_key_value_heads",), 3, "kv_heads is 3; .* divide heads 28"),
     (("rope_scaling", "mrope_section"), [16, 24], "sections is .* 128"),
-    (("vocab_size",), None, "no 'vocab_size'"),
   ],
 )
 def test_another_model_is_refused(path, value, message):
@@ -174,8 +162,6 @@ def test_another_model_is_refused(path, value, message):
   *parents, last = path
   node = functools.reduce(dict.__getitem__, parents, other)
   node[last] = value
-  if value is None:
-    del node[last]
   with pytest.raises(ValueError, match=message):
     convert.read_config(other)
 
