@@ -7,6 +7,7 @@ it reads, it does not write.
 
 import dataclasses
 import itertools
+import math
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -118,18 +119,19 @@ class QwenVL(nn.Module):
   def see(self, inputs):
     """Tokens of all images, one image after the other: f32[T, D]."""
     c = self.config.vision
-    tokens, start = [], 0
-    for grid, run in itertools.groupby(inputs.grids):
-      count, size = len(list(run)), grid[0] * grid[1]
-      patches = inputs.patches[start : start + count * size]
-      patches = patches.reshape(count, size, c.patch_values)
-      tokens.append(self.vision(patches, grid).reshape(-1, c.out))
-      start += count * size
-    if start != inputs.patches.shape[0]:
+    rows = sum(math.prod(grid) for grid in inputs.grids)
+    if inputs.patches.shape[0] != rows:
       raise ValueError(
           f"patches has {inputs.patches.shape[0]} rows; the grids"
-          f" {inputs.grids} have {start}."
+          f" {inputs.grids} have {rows}."
       )
+    tokens, start = [], 0
+    for grid, run in itertools.groupby(inputs.grids):
+      count = len(list(run))
+      end = start + count * math.prod(grid)
+      patches = inputs.patches[start:end].reshape(count, -1, c.patch_values)
+      tokens.append(self.vision(patches, grid).reshape(-1, c.out))
+      start = end
     return jnp.concatenate(tokens).astype(jnp.float32)
 
   def embed(self, inputs):

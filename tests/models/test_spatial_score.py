@@ -114,6 +114,23 @@ def test_the_trained_leaves_are_these(params, trainable):
   )
 
 
+def test_targets_choose_the_layers_of_either_tower(params):
+  chosen = LoRAConfig(rank=3, targets=("vision/blocks/qkv", "layers/v"))
+  config = dataclasses.replace(CONFIG, lora=chosen)
+  made = jax.eval_shape(
+    functools.partial(spatial_score.init_trainable, config),
+    jax.random.key(1),
+    params,
+  )
+  shapes = {path: x.shape for path, x in flat(made["lora"]).items()}
+  assert shapes == {
+    "vision/blocks/qkv/a": (2, 16, 3),
+    "vision/blocks/qkv/b": (2, 3, 48),
+    "layers/v/a": (2, 16, 3),
+    "layers/v/b": (2, 3, 8),
+  }
+
+
 def test_the_gradient_reaches_every_leaf_and_pixel(params, trainable, trained):
   first, _ = gradient(params, trainable, IMAGES)
   still = {path for path, size in largest(first).items() if size == 0}

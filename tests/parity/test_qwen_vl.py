@@ -184,6 +184,7 @@ def test_patches_that_do_not_fit_the_grids_are_refused(golden):
   network = QwenVL(sizes)
   for grid, message in (
     ((6, 6), "patches has 48 rows; the grids .* 36"),
+    ((8, 8), "patches has 48 rows; the grids .* 64"),
     ((16, 3), "grid is .16, 3.; allowed are multiples of merge 2"),
   ):
     bad = dataclasses.replace(good, grids=(grid,))
@@ -202,13 +203,16 @@ def test_half_precision_is_close(stored, golden):
     return QwenVL(half).apply(
       {"params": params},
       inputs,
-      capture_intermediates=lambda module, _: module.name in ("layers", "up"),
+      capture_intermediates=lambda module, _: module.name
+      in (None, "layers", "up"),
     )
 
   logits, captured = jax.jit(run)(params, inputs(data))
-  assert logits.dtype == jnp.float32
-  layers = captured["intermediates"]["layers"]
+  seen = captured["intermediates"]
+  layers = seen.pop("layers")
   assert {x.dtype for x in jax.tree.leaves(layers)} == {jnp.dtype("bfloat16")}
+  assert {"see", "embed", "states"} <= set(seen)
+  assert {x.dtype for x in jax.tree.leaves(seen)} == {jnp.dtype("float32")}
   error = np.abs(logits - data["logits"])
   assert 1e-3 < error.mean() < 0.03 * np.abs(data["logits"]).max()
 
