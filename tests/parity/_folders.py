@@ -25,11 +25,11 @@ def load(module, folder):
   """
   folder = GOLDEN / folder
   sizes = module.read_config(json.loads((folder / "config.json").read_text()))
-  tensors = {}
-  for name, tensor in load_file(folder / "model.safetensors").items():
-    for pattern, other in getattr(module, "RENAMED", ()):
-      name = re.sub(pattern, other, name)
-    tensors[name] = tensor
+  canonical = getattr(module, "canonical", lambda name: name)
+  tensors = {
+      canonical(name): tensor
+      for name, tensor in load_file(folder / "model.safetensors").items()
+  }
   entries = module.table(sizes)
   unknown = set(tensors) - {entry.name for entry in entries}
   skipped = {
