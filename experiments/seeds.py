@@ -4,7 +4,8 @@
     --runs runs/quickstart --out experiments/quickstart
 
 A seed whose `summary.json` exists is not run again. Writes `results.json`, one
-record a seed, and `results.md`, the table with mean and standard error.
+record a seed, `results.md`, the table with mean and standard error, and
+`results.png`, the curve of every seed.
 """
 
 import argparse
@@ -14,6 +15,10 @@ import resource
 import subprocess
 import sys
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 
 from spatialrl.io.metrics import read_metrics
@@ -41,7 +46,27 @@ def main():
     records.append(_record(args.config, seed, workdir))
     write_json(out / "results.json", records)
     (out / "results.md").write_text(_table(records), encoding="utf-8")
+  _plot(args.runs, args.seeds, out / "results.png")
   print(_table(records))
+
+
+def _plot(runs, seeds, path):
+  """Oracle accuracy on the quick prompts against iterations, a line a seed."""
+  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  for seed in seeds:
+    rows = read_metrics(pathlib.Path(runs) / f"seed{seed}")
+    curve = [
+        (row["step"], row["all_relations"], row["object_recall"])
+        for row in rows if "all_relations" in row
+    ]
+    steps, right, found = np.array(curve).T
+    (line,) = axes.plot(steps, right, label=f"seed {seed}")
+    axes.plot(steps, found, ":", color=line.get_color())
+  axes.set_xlabel("iteration")
+  axes.set_ylabel("all relations right (dotted: things found)")
+  axes.legend()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
 
 
 def _run(config, seed, workdir, overrides):
@@ -58,7 +83,9 @@ def _run(config, seed, workdir, overrides):
 def _record(config, seed, workdir):
   summary = json.loads((workdir / "summary.json").read_text())
   rows = read_metrics(workdir)
-  peak = json.loads((workdir / "peak.json").read_text())
+  # Only runs that were started from here know their peak.
+  peak = workdir / "peak.json"
+  peak = json.loads(peak.read_text()) if peak.exists() else {}
   # The first iteration compiles; its time is not that of a phase.
   seconds = {
       phase: float(sum(r.get(f"{phase}_seconds", 0.0) for r in rows[1:]))
@@ -91,8 +118,9 @@ def _table(records):
   lines.append(f"| hacking gap | | {_spread(gaps)} | |")
   wall = np.array([r["wall_seconds"] for r in records]) / 60
   lines.append(f"| minutes | | {_spread(wall)} | |")
-  peak = np.array([r["peak_rss_gb"] for r in records])
-  lines.append(f"| peak RSS, GB | | {_spread(peak)} | |")
+  if all("peak_rss_gb" in r for r in records):
+    peak = np.array([r["peak_rss_gb"] for r in records])
+    lines.append(f"| peak RSS, GB | | {_spread(peak)} | |")
   seeds = ", ".join(str(r["seed"]) for r in records)
   return f"Seeds {seeds}; mean ± standard error.\n\n" + "\n".join(lines) + "\n"
 
