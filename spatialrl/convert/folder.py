@@ -54,8 +54,17 @@ class Model:
   @property
   def module(self):
     """The module of this package that has the network's table."""
-    name = SUPPORTED[self.class_name]
-    return importlib.import_module(f"spatialrl.convert.{name}")
+    return importlib.import_module(f"spatialrl.convert.{self.kind}")
+
+  @property
+  def kind(self):
+    """Name of that module: "sd3", "flux", ..."""
+    return SUPPORTED[self.class_name]
+
+  def canonical(self, name):
+    """A tensor's name as the table spells it, whichever version wrote it."""
+    spell = getattr(self.module, "canonical", None)
+    return name if spell is None else spell(name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,19 +169,19 @@ def open_model(path, kind=None):
     )
   if isinstance(found, Adapter):
     raise ValueError(f"{path} is a LoRA; a folder of whole weights is needed.")
-  if kind not in (None, SUPPORTED[found.class_name]):
+  if kind not in (None, found.kind):
     raise ValueError(f"{path} holds {found.class_name}; {kind} is needed.")
   module = found.module
   try:
     sizes = module.read_config(found.fields)
+  except KeyError as error:
+    raise ValueError(f"{path}/config.json has no field {error}.") from error
   except ValueError as error:
     raise ValueError(f"{path}/config.json: {error}") from error
   entries = tuple(module.table(sizes))
-  # Modules whose tensors go by several spellings settle on one.
-  canonical = getattr(module, "canonical", lambda name: name)
   tensors = {
-    canonical(name): tensor
-    for name, tensor in shards.open_tensors(path).items()
+    found.canonical(name): tensor
+    for name, tensor in shards.open_tensors(found.path).items()
   }
   _check(found, entries, tensors, module.SKIPPED)
   wanted = {entry.name: tensors[entry.name] for entry in entries}

@@ -5,7 +5,7 @@ import re
 import jax
 import numpy as np
 
-from spatialrl.convert.table import Entry
+from spatialrl.convert.table import Entry, flat
 from spatialrl.models import autoencoder
 from spatialrl.models.autoencoder import AutoencoderConfig
 
@@ -39,8 +39,8 @@ def read_config(fields):
   """AutoencoderConfig from a config.json.
 
   Raises:
-    ValueError: for a field that is missing, or whose value the autoencoders
-      of SD3 and FLUX do not have.
+    KeyError: for a field that is missing.
+    ValueError: for a value that the autoencoders of SD3 and FLUX do not have.
   """
   for name, value in _ONLY.items():
     # Written only since diffusers 0.25; before, both convolutions were there.
@@ -50,17 +50,14 @@ def read_config(fields):
   for name, kind in _KINDS.items():
     if set(fields.get(name, (kind,))) != {kind}:
       raise ValueError(f"{name} is {fields[name]}; allowed is {kind!r} alone.")
-  try:
-    return AutoencoderConfig(
-      channels=fields["block_out_channels"],
-      latents=fields["latent_channels"],
-      layers=fields["layers_per_block"],
-      groups=fields["norm_num_groups"],
-      scaling=fields["scaling_factor"],
-      shift=fields.get("shift_factor") or 0.0,
-    )
-  except KeyError as error:
-    raise ValueError(f"field {error} is missing from config.json.") from error
+  return AutoencoderConfig(
+    channels=fields["block_out_channels"],
+    latents=fields["latent_channels"],
+    layers=fields["layers_per_block"],
+    groups=fields["norm_num_groups"],
+    scaling=fields["scaling_factor"],
+    shift=fields.get("shift_factor") or 0.0,
+  )
 
 
 def table(sizes):
@@ -68,11 +65,7 @@ def table(sizes):
   shapes = jax.eval_shape(
     lambda key: autoencoder.init(sizes, key), jax.random.key(0)
   )
-  leaves, _ = jax.tree_util.tree_flatten_with_path(shapes)
-  return tuple(
-    _entry(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape)
-    for path, leaf in leaves
-  )
+  return tuple(_entry(path, leaf.shape) for path, leaf in flat(shapes).items())
 
 
 def outputs(sizes, params, arrays):
