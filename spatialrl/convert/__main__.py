@@ -20,9 +20,6 @@ _GB = 10**9
 
 def main(argv=None):
   """Runs one command; 0 if all is well, 1 with one sentence if not."""
-  # The numbers of a check are those of float32 on the CPU.
-  jax.config.update("jax_platforms", "cpu")
-  logging.set_verbosity(logging.ERROR)  # Orbax warns of what it leaves out.
   args = _parser().parse_args(argv)
   try:
     return args.run(args) or 0
@@ -253,5 +250,13 @@ def _parser():
   return parser
 
 
-if __name__ == "__main__":
+def cli():
+  """Entry point: sets up the process, then runs one command."""
+  # The numbers of a check are those of float32 on the CPU.
+  jax.config.update("jax_platforms", "cpu")
+  logging.set_verbosity(logging.ERROR)  # Orbax warns of what it leaves out.
   sys.exit(main())
+
+
+if __name__ == "__main__":
+  cli()
