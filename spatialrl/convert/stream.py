@@ -74,7 +74,7 @@ def parameters(whole, dtype=None):
 
   Args:
     whole: folder.Whole.
-    dtype: of all parameters; None keeps that of the folder.
+    dtype: of all parameters; None keeps the folder's, float64 as float32.
   """
   groups = {}
   for entry in whole.entries:
@@ -83,7 +83,8 @@ def parameters(whole, dtype=None):
   for path, entries in groups.items():
     entries.sort(key=lambda entry: entry.layer or 0)
     kinds = [whole.tensors[entry.name].dtype for entry in entries]
-    kind = np.dtype(dtype or functools.reduce(jnp.promote_types, kinds))
+    kind = dtype or functools.reduce(jnp.promote_types, kinds)
+    kind = jax.dtypes.canonicalize_dtype(kind)
     blank = np.broadcast_to(np.zeros((), kind), entries[0].shape)
     shape = to_ours(entries[0], blank).shape
     if entries[0].layer is not None:
@@ -101,7 +102,7 @@ def load(path, *, kind=None, dtype=None, placement=None):
   Args:
     path: a diffusers or transformers folder, in one file or in shards.
     kind: what it must hold, see `folder.open_model`.
-    dtype: of all parameters; None keeps that of the folder.
+    dtype: of all parameters; None keeps the folder's, float64 as float32.
     placement: function from a parameter's path ("blocks/image_q/kernel") and
       shape to its `jax.sharding.Sharding`; None puts all on the default device.
 
@@ -143,7 +144,7 @@ def to_orbax(path, out, *, dtype=None):
   Args:
     path: a diffusers or transformers folder.
     out: directory of the checkpoint, local.
-    dtype: of all parameters; None keeps that of the folder.
+    dtype: of all parameters; None keeps the folder's, float64 as float32.
 
   Raises:
     ValueError: see `folder.open_model`; or `out` has a checkpoint already.
