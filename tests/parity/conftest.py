@@ -108,13 +108,18 @@ def assert_gradients():
 def in_bfloat16():
   """`in_bfloat16(network, params, inputs)` -> f32 output, in numpy.
 
-  All states between must be in bfloat16.
+  All states between must be in bfloat16, and all matrix products.
   """
 
   def run(network, params, inputs):
-    out, between = jax.jit(network.apply, static_argnames="mutable")(
+    apply = jax.jit(network.apply, static_argnames="mutable").lower(
       {"params": params}, **inputs, mutable="intermediates"
     )
+    products = re.findall(
+      r"stablehlo.dot_general.*-> tensor<.*x(\w+)>", apply.as_text()
+    )
+    assert set(products) == {"bf16"}
+    out, between = apply.compile()({"params": params}, **inputs)
     dtypes = {x.dtype for x in jax.tree.leaves(between)}
     assert dtypes == {np.dtype(jax.numpy.bfloat16)}
     assert out.dtype == np.float32
