@@ -132,13 +132,22 @@ $variable in the environment or in tpu/env."
   done
 }
 
+# Prints a command so that it can be pasted.
+show() {
+  local word
+  for word in "$@"; do
+    [[ $word =~ ^[-A-Za-z0-9_./:=@]+$ ]] || word=${word@Q}
+    printf '%s ' "$word"
+  done
+  echo
+}
+
 # execute SECONDS COMMAND...: runs it for that long at most; DRY_RUN prints it.
 execute() {
   local seconds=$1 status=0 child
   shift
   if [[ $DRY_RUN == 1 ]]; then
-    printf '%q ' "$@" >&3
-    echo >&3
+    show "$@" >&3
     return
   fi
   # In the background, because timeout leaves the terminal's process group and

@@ -29,7 +29,7 @@ tells how to ask for it."
 state=$(describe queued-resources state.state ABSENT)
 if [[ $state == ABSENT ]]; then
   request
-  state=REQUESTED
+  state=$(describe queued-resources state.state ACTIVE)
 fi
 begin=$SECONDS last=
 while [[ $state != ACTIVE ]]; do
@@ -46,7 +46,7 @@ tpu/delete.sh." ;;
   esac
   ((SECONDS - begin < ${TPU_WAIT_SECONDS%.*})) || die 1 "$TPU_NAME is still \
 $state after $TPU_WAIT_SECONDS s; it stays in the queue until tpu/delete.sh."
-  [[ $state == REQUESTED ]] || sleep "$TPU_POLL_SECONDS"
+  sleep "$TPU_POLL_SECONDS"
   state=$(describe queued-resources state.state ACTIVE)
 done
 say "$TPU_NAME is ACTIVE, and paid for until tpu/delete.sh"
