@@ -113,7 +113,7 @@ def test_a_refused_request_is_not_repeated(world):
 
 
 def test_silence_for_a_while_is_borne(world):
-  _supervise(world, *("silent",) * 9, "running", *("silent",) * 9, "exit 0")
+  _supervise(world, *("silent",) * 6, "running", *("silent",) * 6, "exit 0")
   assert _launches(world) == (1, 1)
 
 
