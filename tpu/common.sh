@@ -4,6 +4,10 @@
 
 set -euo pipefail
 
+if ((BASH_VERSINFO[0] < 5)); then
+  echo "error: bash is ${BASH_VERSION}; 5 or later is needed." >&2
+  exit 2
+fi
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DRY_RUN=${DRY_RUN:-0}
 exec 3>&1  # Where DRY_RUN prints, also from inside $(...).
@@ -171,7 +175,7 @@ describe() {
     "$TPU_NAME" "--format=value($2)" "${WHERE[@]}" 2>"$errors" || status=$?
   if [[ $DRY_RUN == 1 ]]; then
     echo "$3"
-  elif ((status)) && grep -q NOT_FOUND "$errors"; then
+  elif ((status)) && grep -q -e NOT_FOUND -e '\] not found' "$errors"; then
     echo ABSENT
     status=0
   elif ((status)); then

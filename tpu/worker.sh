@@ -56,7 +56,7 @@ job() {
   cd "$CODE"
   # Naming the platform makes a TPU that cannot be had an error, instead of a
   # run on the CPU.
-  JAX_PLATFORMS=tpu,cpu .venv/bin/python -m spatialrl.main \
+  JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1 .venv/bin/python -m spatialrl.main \
     --config "$config" --workdir "$workdir" "$@" &
   child=$!
   echo "$child" >"$RUN/child"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -180,12 +181,23 @@ def test_a_stopped_job_saves_and_is_copied(worker):
   worker.run("run", "--stop", code=1)
 
 
+def test_a_machine_that_goes_down_leaves_all_in_the_bucket(worker):
+  run, bucket = worker.root / "home/spatialrl-run", worker.root / "buckets/b/x"
+  _start(worker, "gs://b/x")
+  _wait(run / "log", "output")
+  for name in ("pid", "child"):
+    os.kill(int((run / name).read_text()), signal.SIGTERM)
+  assert _wait(run / "exit_code") == f"{EXIT_STOPPED}\n"
+  assert (bucket / "metrics.jsonl").read_text() == "line\nsaved\n"
+  assert _status(worker) == f"spatialrl-job: exit {EXIT_STOPPED}\n"
+
+
 def test_a_job_that_was_killed_is_lost(worker):
   run = worker.root / "home/spatialrl-run"
   _start(worker, str(worker.root / "workdir"))
   _wait(run / "log", "output")
   for name in ("pid", "child"):
-    os.kill(int((run / name).read_text()), 9)
+    os.kill(int((run / name).read_text()), signal.SIGKILL)
   for _ in range(100):
     if "lost" in _status(worker):
       break
