@@ -79,8 +79,9 @@ def test_states_given_the_conditioning_vector(
   assert_states(ours, data, atol=1e-5)
 
 
-def test_states_end_to_end(case, assert_states):
-  sizes, params, data = case
+def test_states_end_to_end(golden, load_model, assert_states):
+  sizes, params = load_model("flux", table)
+  data = golden("models/flux/io_0.npz")
   assert_states(table.outputs(sizes, params, data), data, atol=2e-4)
 
 

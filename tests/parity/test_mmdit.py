@@ -101,17 +101,16 @@ def test_states_given_the_conditioning_vector(
   assert_states(ours, data, atol=1e-5)
 
 
-def test_states_end_to_end(case, assert_states):
-  sizes, params, data = case
+def test_states_end_to_end(golden, load_model, assert_states):
+  sizes, params = load_model("sd3_plain", sd3)
+  data = golden("models/sd3_plain/io_0.npz")
   assert_states(sd3.outputs(sizes, params, data), data, atol=1e-4)
 
 
-@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
-def test_bfloat16_stays_near(stored, golden, load_model, in_bfloat16):
+def test_bfloat16_stays_near(golden, load_model, in_bfloat16):
   sizes, params = load_model("sd3_plain", sd3)
   data = golden("models/sd3_plain/io_0.npz")
   network = mmdit.MMDiT(dataclasses.replace(sizes, dtype="bfloat16"))
-  params = jax.tree.map(lambda w: w.astype(stored), params)
   out = in_bfloat16(network, params, inputs(data))
   error = out.transpose(0, 3, 1, 2) - data["sample"]
   spread = data["sample"].std()
