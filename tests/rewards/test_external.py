@@ -1,6 +1,7 @@
 """A judge that asks a pool: whole batches that fail, meshes and processes."""
 
 import os
+import pathlib
 import re
 import socket
 import subprocess
@@ -9,12 +10,17 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.records import Signals
 from spatialrl.rewards.external import External, PoolDeadError, check_fields
+from spatialrl.train import loop as loops
+from spatialrl.train.configs import load_config
 from spatialrl.train.measures import reward_metrics
+from tests.train.test_loop import Linear
 
+_QUICKSTART = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 _OWNED = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -100,6 +106,40 @@ def test_failed_scores_are_counted_for_every_judge():
   values = reward_metrics(reward, signals, group, keep)
   assert values["judge_failures"] == 3
   assert values["failed_scores"] == 1
+
+
+def test_a_run_goes_on_while_images_or_batches_fail():
+  config = load_config(_QUICKSTART, "tiny")
+  config.aggregate = ConfigDict(
+    {"name": "weighted_sum", "weights": {"remote": 1.0}}
+  )
+  mesh = make_mesh((-1, 1, 1))
+  failing, asked = iter([[1, 5], range(8), []]), []
+
+  def pool(images, prompts):
+    scores = images.mean((1, 2, 3), dtype=np.float32)
+    scores[list(next(failing))] = -np.inf
+    asked.append(scores)
+    return scores, "it is off"
+
+  judges = {"remote": External("remote", pool, mesh)}
+  loop = loops.Loop(config, mesh, Linear(), judges)
+  base = Linear().init()
+  state = loop.init(base)
+  prompts = ["a red circle left of a blue square"] * 4
+  prompts += ["a green cross above a white circle"] * 4
+  for step, failed in enumerate((2, 8, 0)):
+    state, values = loop.iterate(
+      base, state, prompts, np.zeros(8, np.int32), step
+    )
+    assert np.isfinite(list(values.values())).all(), values
+    assert values["judge_failures"] == values["failed_scores"] == failed
+    scored = asked[step][np.isfinite(asked[step])]
+    wanted = scored.mean() if scored.size else 0.0
+    np.testing.assert_allclose(values["reward"], wanted, rtol=1e-5)
+    kept = 0.0 if failed == 8 else 0.5  # the best and the worst of each group
+    assert values["kept_share"] == kept
+  assert set(loop.compilations().values()) == {0, 1}
 
 
 def test_a_setting_that_cannot_work_is_named():
