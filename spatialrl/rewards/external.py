@@ -26,7 +26,7 @@ class External:
 
     Args:
       name: of the judge, for messages.
-      pool: function (u8[n, S, S, 3], n str) -> (f32[n], reason), as pool.Pool.
+      pool: pool.Pool, or what is called like one.
       mesh: the mesh in use.
       patience: batches in a row without any score that stop the run.
     """
@@ -54,6 +54,10 @@ class External:
   def compilations(self):
     """Nothing is compiled."""
     return 0
+
+  def close(self):
+    """Stops the workers; the end of the process does so too."""
+    self._pool.close()
 
   def _watch(self, scores, reason):
     failed = int(np.isneginf(scores).sum())
@@ -84,7 +88,7 @@ def owned(images):
   if not shards:  # all of it lies on other processes too, and is theirs
     return np.zeros(0, int), np.zeros((0, *shape[1:]), np.uint8)
   rows = [np.arange(shape[0])[s.index[0]] for s in shards]
-  pixels = [to_uint8(s.data) for s in shards]
+  pixels = [to_uint8(jax.device_get(s.data)) for s in shards]
   return np.concatenate(rows), np.concatenate(pixels)
 
 

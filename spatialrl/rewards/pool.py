@@ -30,7 +30,8 @@ class Pool:
 
   A batch is cut into chunks, and each worker has one chunk at a time. Chunks
   that failed are tried again after a pause that doubles, one image at a time,
-  so that an image no worker survives does not take its neighbours with it.
+  so that an image no worker survives does not take its neighbours with it; as
+  chunks where all of several failed, since then it is not for their images.
   """
 
   def __init__(self, workers, *, batch, retries, backoff_seconds=0.5):
@@ -78,12 +79,12 @@ class Pool:
       for rows, (answer, why) in zip(todo, answers, strict=True):
         reason = why or reason
         if answer is None:
-          failed += [slice(i, i + 1) for i in range(rows.start, rows.stop)]
+          failed.append(rows)
         else:
           scores[rows] = answer
-      todo = failed
-      if not todo:
+      if not failed:
         break
+      todo = failed if 1 < len(failed) == len(todo) else _singly(failed)
     if np.isfinite(scores).all():
       reason = None
     return scores, reason
@@ -222,6 +223,11 @@ def deadline(seconds, cut):
     timer.join()  # or `cut` might hit the next block
     if late.is_set():
       raise WorkerError(f"no answer came within {seconds:g} seconds")
+
+
+def _singly(chunks):
+  """Slices of one row each, for slices of many."""
+  return [slice(i, i + 1) for c in chunks for i in range(c.start, c.stop)]
 
 
 def _usable(score):

@@ -106,8 +106,9 @@ class Client:
         self._connection(self._place, timeout=self._timeout)
       ) as connection:
         connection.connect()
-        # The socket's timeout bounds each read; a server that sends a byte now
-        # and then would hold the run all the same.
+        # A socket's timeout bounds each read, so a server that sends a byte
+        # now and then would hold the run; the deadline bounds them all.
+        connection.sock.settimeout(None)
         with deadline(self._timeout, _hang_up(connection.sock)):
           connection.request(method, self._path + path, body, headers)
           response = connection.getresponse()

@@ -73,6 +73,7 @@ def test_the_recogniser_reads_what_was_written():
   images = jnp.asarray(pixels / np.float32(127.5) - 1)
   scores = np.asarray(judge(images, prompts).scalar)
   np.testing.assert_array_equal(scores, [1, 1, 1, 0, 0.5])
+  judge.close()
   read = ocr.Recogniser()
   for image in pixels:
     lines, _ = engine(image[..., ::-1])

@@ -112,6 +112,20 @@ def test_an_image_that_kills_leaves_its_chunk_alone(make_pool):
   assert reason == "its process ended with code -9"
 
 
+def test_the_images_of_a_single_chunk_are_retried_alone():
+  def refuse(images, prompts):
+    if "bad" in prompts:
+      raise pools.WorkerError("not this one")
+    return images.mean((1, 2, 3), dtype=np.float32)
+
+  worker = Thread(refuse)
+  pool = pools.Pool([worker], batch=8, retries=1, backoff_seconds=0)
+  scores, _ = pool(IMAGES[:3], ["a", "bad", "c"])
+  pool.close()
+  np.testing.assert_array_equal(scores, [0, -np.inf, 2])
+  assert worker.calls == [["a", "bad", "c"], ["a"], ["bad"], ["c"]]
+
+
 def test_a_worker_that_died_once_scores_at_the_retry(make_pool, tmp_path):
   make = functools.partial(_scorers.Scorer, str(tmp_path / "died"))
   pool = make_pool(1, retries=1, make=make)
@@ -153,7 +167,7 @@ def test_retries_are_bounded_and_their_pauses_double(monkeypatch):
   pool.close()
   np.testing.assert_array_equal(scores, [-np.inf] * 3)
   assert reason == "not today"
-  assert worker.calls == [["a", "b"], ["c"]] + [["a"], ["b"], ["c"]] * 8
+  assert worker.calls == [["a", "b"], ["c"]] * 9  # no image is to blame
   assert [p for p in pauses if p] == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
