@@ -10,6 +10,9 @@ from spatialrl.records import Signals
 from spatialrl.scenes.render import to_uint8
 
 
+_ELSEWHERE = "none here, see the other processes"
+
+
 class PoolDeadError(OSError):
   """Every score of several batches in a row failed."""
 
@@ -63,14 +66,14 @@ class External:
     failed = int(np.isneginf(scores).sum())
     if failed:
       logging.warning(
-        "%s: %d of %d scores failed; here %s.",
-        self._name, failed, len(scores), reason or "none",
+        "%s: %d of %d scores failed; the last reason was: %s",
+        self._name, failed, len(scores), reason or _ELSEWHERE,
       )
     self._dead = self._dead + 1 if failed == len(scores) else 0
     if self._dead == self._patience:
       raise PoolDeadError(
         f"rewards.{self._name} gave no score in {self._dead} batches in a row;"
-        f" the last reason was: {reason or 'see the other processes'}."
+        f" the last reason was: {reason or _ELSEWHERE}"
       )
 
 

@@ -7,8 +7,8 @@ import concurrent.futures
 import contextlib
 import multiprocessing
 import numbers
+import os
 import queue
-import signal
 import threading
 import time
 
@@ -238,7 +238,7 @@ def _usable(score):
 
 def _serve(make_scorer, pipe):
   """Answers until the pipe closes; the body of a worker process."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's
+  os.setsid()  # so that what stops the run's group does not fail its images
   scorer, error = _tried(make_scorer)
   with contextlib.suppress(EOFError, OSError):  # the run is gone
     pipe.send((None, error))
