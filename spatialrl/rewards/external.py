@@ -9,7 +9,6 @@ from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 from spatialrl.scenes.render import to_uint8
 
-
 _ELSEWHERE = "none here, see the other processes"
 
 
