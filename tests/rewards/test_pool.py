@@ -188,9 +188,10 @@ if __name__ == "__main__":
     env=os.environ | {"PYTHONPATH": os.getcwd()},
   ) as run:
     child = int(run.stdout.readline())
-    # Ctrl-C and its like reach a whole group: the run may still want answers.
-    assert os.getpgid(child) not in (os.getpgid(run.pid), os.getpgid(0))
+    groups = os.getpgid(child), os.getpgid(run.pid)
     run.kill()
+  # Ctrl-C and its like reach a whole group, and the run may want answers still.
+  assert groups[0] != groups[1]
   end = time.monotonic() + 20
   while time.monotonic() < end:
     try:
