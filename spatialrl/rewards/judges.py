@@ -17,6 +17,8 @@ from spatialrl.models import reward_heads, reward_model
 from spatialrl.models.build import load_heads, load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
+from spatialrl.rewards.ocr import Ocr
+from spatialrl.rewards.remote import Remote
 from spatialrl.scenes.render import to_uint8
 
 
@@ -210,6 +212,8 @@ JUDGES = {
     "spatial_score": SpatialScore,
     "pairwise": Pairwise,
     "oracle": Oracle,
+    "remote": Remote,
+    "ocr": Ocr,
 } | {
     aspect: functools.partial(Aspect, aspect=aspect)
     for aspect in reward_heads.ASPECTS

@@ -24,6 +24,9 @@ def reward_metrics(reward, signals, group, keep):
       "reward_std": spread,
       "zero_std_groups": flat,
       "failed_scores": (~ok).sum(),
+      "judge_failures": sum(
+          (~selection.scored(s.scalar)).sum() for s in signals.values()
+      ),
       "kept_share": keep.mean(),
   }
   for name, signal in signals.items():

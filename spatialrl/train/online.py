@@ -31,6 +31,8 @@ def run(config, workdir, mesh):
       config.seed, config.prompts.count,
       relations=tuple(config.prompts.relations),
   )
+  if "ocr" in judges:
+    judges["ocr"].check(prompts)
   base = jax.device_put(params, meshes.replicated(mesh))
   state = loop.init(base)
   evaluation = finish.Evaluation(config, mesh, policy, judges)
