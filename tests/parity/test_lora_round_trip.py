@@ -13,7 +13,6 @@ from spatialrl.convert import adapters, check, folder, lora, stream
 from spatialrl.models.lora import LoRAConfig, adapted
 from spatialrl.models.mmdit import MMDiT
 
-
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "models"
 CONFIG = LoRAConfig(rank=3, alpha=6.0)
 
