@@ -6,10 +6,9 @@
 The same weights, noise and shapes, in one process and by turns: our rollout and
 our update as an online run compiles them, and the same loop written in torch
 with the network of diffusers and the adapters of peft. Both must give the same
-images, loss and gradient norm before anything is timed. `--compile` adds
-`torch.compile` as a third. Without the environment variable torch's threads
-spin while they wait, which on a machine with other work costs it up to five
-times the processor time.
+images, loss and gradient norm before anything is timed. Without the environment
+variable torch's threads spin while they wait, which on a machine with other
+work costs it up to five times the processor time.
 """
 
 import argparse
@@ -73,7 +72,6 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--out", required=True)
-  parser.add_argument("--compile", action="store_true")
   args = parser.parse_args()
   prepare_process()
   torch.set_num_threads(THREADS)
@@ -83,9 +81,6 @@ def main():
   ours = Ours(policy, params, lora, config)
   sides = {"ours": ours, "torch": Torch(network, ours, config)}
   differences = compare(**sides)
-  if args.compile:
-    compiled = torch.compile(copy.deepcopy(network))
-    sides["torch_compiled"] = Torch(compiled, ours, config)
   result = measure(sides, args.repeats)
   result |= {
     "differences": differences,
@@ -361,7 +356,8 @@ def measure(sides, repeats):
         getattr(side, phase)()
         wall, busy = time.perf_counter(), time.process_time()
         wall, busy = wall - began[0], busy - began[1]
-        print(f"{repeat} {phase} {name}: {wall:.2f} s, CPU {busy:.2f} s")
+        line = f"{repeat} {phase} {name}: {wall:.2f} s, CPU {busy:.2f} s"
+        print(line, flush=True)
         if repeat:  # the first one warms up
           speed[name][phase].append(BATCH / wall)
           cpu[name][phase].append(busy)
