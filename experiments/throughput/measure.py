@@ -1,7 +1,7 @@
 """Where the time of an online run goes, and how far each phase is from matmul.
 
   python -m experiments.throughput.measure --config configs/quickstart.py \
-    --iterations 20 --out experiments/throughput/results.json
+    --iterations 20 --out experiments/throughput/phases.json
 
 The floor of a phase is its matrix multiplications, counted by hand, and the
 convolutions of the decoder, counted by XLA, at the fastest float32 matmul rate
