@@ -5,15 +5,15 @@ attention of SD3.5-Medium, as diffusers' `SD3Transformer2DModel` has them.
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatialrl.models.attention import attend, word_map
+from spatialrl.models import layers
+from spatialrl.models.attention import attend
 
-_TIME_FEATURES = 256
 _zeros = nn.initializers.zeros
 
 
@@ -37,6 +37,10 @@ class MMDiTConfig:
     learned_positions: tokens a side of a learned table of unit scale, used
       instead of the sinusoids; 0 for none. On a grid of few tokens most
       sinusoids hardly change, so places are hard to tell apart.
+    text_width: channels of the text states; 0 takes any.
+    pooled_width: channels of the pooled text; 0 takes any.
+    dtype: of the activations; statistics, softmax and time stay float32.
+    attention: implementation of `attention.attend`.
   """
 
   width: int = 128
@@ -50,6 +54,10 @@ class MMDiTConfig:
   position_table: int = 0
   position_base: int = 0
   learned_positions: int = 0
+  text_width: int = 0
+  pooled_width: int = 0
+  dtype: str = "float32"
+  attention: str = "xla"
 
   def __post_init__(self):
     if self.width % self.heads:
@@ -67,6 +75,7 @@ class MMDiTConfig:
           f"position_table is {table} and position_base {base}; allowed are"
           " two positive numbers, or 0 and 0."
       )
+    layers.check_numerics(self)
 
 
 class MMDiT(nn.Module):
@@ -84,66 +93,61 @@ class MMDiT(nn.Module):
   @nn.compact
   def __call__(self, x, t, text, pooled, mask=None, words=None, blocks=()):
     c = self.config
+    dense = functools.partial(nn.Dense, dtype=c.dtype)
+    mlp = functools.partial(layers.MLP, c.width, c.dtype)
+    layers.check_text(c, text, pooled)
     batch, height, width, channels = x.shape
     p = c.patch
     rows, columns = height // p, width // p
     tokens = x.reshape(batch, rows, p, columns, p, channels)
     tokens = tokens.transpose(0, 1, 3, 2, 4, 5)
     tokens = tokens.reshape(batch, rows * columns, p * p * channels)
-    image = nn.Dense(c.width, name="patch_embed")(tokens)
-    image = image + self._places(rows, columns)[None]
-    text = nn.Dense(c.width, name="context_embed")(text)
-    vector = _MLP(c.width, name="time_embed")(time_features(t))
-    vector = vector + _MLP(c.width, name="pooled_embed")(pooled)
+    image = dense(c.width, name="patch_embed")(tokens)
+    image = image + self._places(rows, columns)[None].astype(c.dtype)
+    text = dense(c.width, name="context_embed")(text)
+    vector = mlp(name="time_embed")(layers.time_features(t))
+    vector = vector + mlp(name="pooled_embed")(pooled)
+    for name, value in (("image", image), ("text", text), ("vector", vector)):
+      self.sow("intermediates", name, value)
     vector = nn.silu(vector)
     keys = None
     if mask is not None:
       seen = jnp.ones((batch, rows * columns), bool)
       keys = jnp.concatenate([seen, mask], axis=1)
 
-    if words is not None and not set(blocks) <= set(range(c.depth)):
-      raise ValueError(
-          f"blocks is {blocks}; allowed are indices from 0 to {c.depth - 1}."
-      )
-    chosen = np.isin(np.arange(c.depth), blocks) if words is not None else None
+    chosen = layers.chosen_blocks(words, blocks, c.depth)
     first, maps = 0, []
     for name, length, dual in (
         ("dual_blocks", c.dual_layers, True),
         ("blocks", c.depth - 1 - c.dual_layers, False),
     ):
       if length:
-        wanted = None if chosen is None else chosen[first : first + length]
-        if wanted is not None and not wanted.any():
-          wanted = None
-        stack = _scan(c, length)(c, dual=dual, name=name)
-        (image, text), seen = stack(
-            (image, text), vector, keys, None if wanted is None else words,
-            wanted,
-        )
+        stack = layers.scanned(
+            JointBlock, length, c.remat, (nn.broadcast,) * 3 + (0,)
+        )(c, dual=dual, name=name)
+        asked = layers.asked(words, chosen[first : first + length])
+        (image, text), seen = stack((image, text), vector, keys, *asked)
         if seen is not None:
           maps.append(seen.sum(0))
         first += length
-    last = _remat(c)(c, text_ends=True, name="last_block")
-    wanted = None if chosen is None or not chosen[-1] else np.asarray(True)
-    (image, _), seen = last(
-        (image, text), vector, keys, None if wanted is None else words, wanted
+    last = layers.recomputed(JointBlock, c.remat)(
+        c, text_ends=True, name="last_block"
     )
+    asked = layers.asked(words, chosen[-1])
+    (image, _), seen = last((image, text), vector, keys, *asked)
     if seen is not None:
       maps.append(seen)
 
-    shift_scale = nn.Dense(2 * c.width, kernel_init=_zeros, name="norm_out")
+    shift_scale = dense(2 * c.width, kernel_init=_zeros, name="norm_out")
     scale, shift = jnp.split(shift_scale(vector)[:, None], 2, axis=-1)
-    image = _normed(image) * (1 + scale) + shift
-    out = nn.Dense(p * p * channels, kernel_init=_zeros, name="proj_out")(image)
+    image = layers.normed(image) * (1 + scale) + shift
+    out = dense(p * p * channels, kernel_init=_zeros, name="proj_out")(image)
     out = out.reshape(batch, rows, columns, p, p, channels)
-    out = out.transpose(0, 1, 3, 2, 4, 5)
+    out = out.transpose(0, 1, 3, 2, 4, 5).astype(jnp.float32)
     out = out.reshape(batch, height, width, channels)
     if words is None:
       return out
-    seen = sum(maps) / len(blocks)
-    seen = jnp.repeat(seen.reshape(batch, rows, 1, columns), p, axis=2)
-    seen = jnp.repeat(seen.reshape(batch, height, columns), p, axis=2)
-    return out, seen
+    return out, layers.spread(sum(maps) / len(blocks), rows, columns, p)
 
   def _places(self, rows, columns):
     c = self.config
@@ -176,15 +180,19 @@ class JointBlock(nn.Module):
 
   @nn.compact
   def __call__(self, streams, vector, keys, words=None, wanted=None):
+    c = self.config
+    width = c.width
+    dense = functools.partial(nn.Dense, width, dtype=c.dtype)
+    feed_forward = functools.partial(layers.FeedForward, width, c.dtype)
+    attention = functools.partial(attend, implementation=c.attention)
     image, text = streams
     tokens = image.shape[1]
-    width = self.config.width
 
     parts = 9 if self.dual else 6
     i_shift, i_scale, i_gate, i_shift2, i_scale2, i_gate2, *second = (
         _modulation(self, "image_modulation", vector, parts)
     )
-    normed = _normed(image)
+    normed = layers.normed(image)
     image_in = normed * (1 + i_scale) + i_shift
     if self.text_ends:
       t_scale, t_shift = _modulation(self, "text_modulation", vector, 2)
@@ -192,7 +200,7 @@ class JointBlock(nn.Module):
       t_shift, t_scale, t_gate, t_shift2, t_scale2, t_gate2 = _modulation(
           self, "text_modulation", vector, 6
       )
-    text_in = _normed(text) * (1 + t_scale) + t_shift
+    text_in = layers.normed(text) * (1 + t_scale) + t_shift
 
     q, k, v = (
         jnp.concatenate(pair, axis=1)
@@ -202,35 +210,32 @@ class JointBlock(nn.Module):
             strict=True,
         )
     )
-    seen = None
-    if wanted is not None:
-      real = None if keys is None else keys[:, tokens:]
-      seen = jax.lax.cond(
-          wanted,
-          lambda: word_map(q[:, :tokens], k[:, tokens:], real, words),
-          lambda: jnp.zeros(image.shape[:2], jnp.float32),
-      )
+    seen = layers.map_words(
+        wanted,
+        q[:, :tokens],
+        k[:, tokens:],
+        None if keys is None else keys[:, tokens:],
+        words,
+    )
     if self.text_ends:
       q = q[:, :tokens]
-    attended = attend(q, k, v, keys).reshape(*q.shape[:2], width)
-    image = image + i_gate * nn.Dense(width, name="image_out")(
-        attended[:, :tokens]
-    )
+    attended = attention(q, k, v, keys).reshape(*q.shape[:2], width)
+    image = image + i_gate * dense(name="image_out")(attended[:, :tokens])
     if second:
       shift, scale, gate = second
       q, k, v = self._heads("image2", normed * (1 + scale) + shift)
-      alone = attend(q, k, v).reshape(image.shape)
-      image = image + gate * nn.Dense(width, name="image2_out")(alone)
-    hidden = _normed(image) * (1 + i_scale2) + i_shift2
-    image = image + i_gate2 * _FeedForward(width, name="image_ff")(hidden)
+      alone = attention(q, k, v).reshape(image.shape)
+      image = image + gate * dense(name="image2_out")(alone)
+    hidden = layers.normed(image) * (1 + i_scale2) + i_shift2
+    image = image + i_gate2 * feed_forward(name="image_ff")(hidden)
+    self.sow("intermediates", "image", image)
     if self.text_ends:
       return (image, text), seen
 
-    text = text + t_gate * nn.Dense(width, name="text_out")(
-        attended[:, tokens:]
-    )
-    hidden = _normed(text) * (1 + t_scale2) + t_shift2
-    text = text + t_gate2 * _FeedForward(width, name="text_ff")(hidden)
+    text = text + t_gate * dense(name="text_out")(attended[:, tokens:])
+    hidden = layers.normed(text) * (1 + t_scale2) + t_shift2
+    text = text + t_gate2 * feed_forward(name="text_ff")(hidden)
+    self.sow("intermediates", "text", text)
     return (image, text), seen
 
   def _heads(self, stream, x):
@@ -238,21 +243,15 @@ class JointBlock(nn.Module):
     c = self.config
     shape = (*x.shape[:2], c.heads, c.width // c.heads)
     q, k, v = (
-        nn.Dense(c.width, name=f"{stream}_{part}")(x).reshape(shape)
+        nn.Dense(c.width, dtype=c.dtype, name=f"{stream}_{part}")(x)
         for part in ("q", "k", "v")
     )
+    q, k, v = (part.reshape(shape) for part in (q, k, v))
     if c.qk_norm:
-      q = nn.RMSNorm(epsilon=1e-6, name=f"{stream}_q_norm")(q)
-      k = nn.RMSNorm(epsilon=1e-6, name=f"{stream}_k_norm")(k)
+      norm = functools.partial(nn.RMSNorm, epsilon=1e-6, dtype=c.dtype)
+      q = norm(name=f"{stream}_q_norm")(q)
+      k = norm(name=f"{stream}_k_norm")(k)
     return q, k, v
-
-
-def time_features(t):
-  """Sinusoids of 1000 t, cosines first: f32[B] -> f32[B, 256]."""
-  half = _TIME_FEATURES // 2
-  frequency = np.exp(-np.log(10000.0) * np.arange(half) / half)
-  angle = 1000.0 * t[:, None] * frequency.astype(np.float32)[None]
-  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def position_features(rows, columns, width, *, table=0, base=0):
@@ -285,47 +284,9 @@ def position_features(rows, columns, width, *, table=0, base=0):
   return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
-class _MLP(nn.Module):
-  width: int
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.silu(nn.Dense(self.width, name="up")(x))
-    return nn.Dense(self.width, name="down")(x)
-
-
-class _FeedForward(nn.Module):
-  width: int
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.gelu(nn.Dense(4 * self.width, name="up")(x), approximate=True)
-    return nn.Dense(self.width, name="down")(x)
-
-
 def _modulation(module, name, vector, parts):
-  width = module.config.width
-  dense = nn.Dense(parts * width, kernel_init=_zeros, name=name)
-  return jnp.split(dense(vector)[:, None], parts, axis=-1)
-
-
-def _normed(x):
-  """Layer norm without parameters, statistics in float32."""
-  y = x.astype(jnp.float32)
-  y = y - y.mean(-1, keepdims=True)
-  y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
-  return y.astype(x.dtype)
-
-
-def _remat(config):
-  return nn.remat(JointBlock, prevent_cse=False) if config.remat else JointBlock
-
-
-def _scan(config, length):
-  return nn.scan(
-      _remat(config),
-      variable_axes={"params": 0, "lora": 0},
-      split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
-      length=length,
+  c = module.config
+  dense = nn.Dense(
+      parts * c.width, kernel_init=_zeros, dtype=c.dtype, name=name
   )
+  return jnp.split(dense(vector)[:, None], parts, axis=-1)

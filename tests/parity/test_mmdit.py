@@ -1,187 +1,90 @@
 """The MMDiT against SD3Transformer2DModel of diffusers, with its weights.
 
-Golden latents are channel-first and patches are convolutions; ours are
-channel-last and dense. Tolerances are those stated with the golden data.
+Tolerances are those stated with the golden data.
 """
 
-import functools
-import json
-import pathlib
+import dataclasses
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from spatialrl.convert import sd3
 from spatialrl.models import mmdit
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "models"
 CASES = ["sd3_plain/io_0", "sd3_dual/io_0", "sd3_dual/io_1"]
-
-NETWORK = {
-  "pos_embed.proj": "patch_embed",
-  "context_embedder": "context_embed",
-  "time_text_embed.timestep_embedder.linear_1": "time_embed/up",
-  "time_text_embed.timestep_embedder.linear_2": "time_embed/down",
-  "time_text_embed.text_embedder.linear_1": "pooled_embed/up",
-  "time_text_embed.text_embedder.linear_2": "pooled_embed/down",
-  "norm_out.linear": "norm_out",
-  "proj_out": "proj_out",
+SD3_MEDIUM = {  # as published, from memory
+  "num_layers": 24,
+  "num_attention_heads": 24,
+  "attention_head_dim": 64,
+  "in_channels": 16,
+  "out_channels": 16,
+  "patch_size": 2,
+  "sample_size": 128,
+  "joint_attention_dim": 4096,
+  "caption_projection_dim": 1536,
+  "pooled_projection_dim": 2048,
+  "pos_embed_max_size": 192,
 }
-BLOCK = {
-  "norm1.linear": "image_modulation",
-  "norm1_context.linear": "text_modulation",
-  "attn.to_out.0": "image_out",
-  "attn.to_add_out": "text_out",
-  "attn2.to_out.0": "image2_out",
-  "ff.net.0.proj": "image_ff/up",
-  "ff.net.2": "image_ff/down",
-  "ff_context.net.0.proj": "text_ff/up",
-  "ff_context.net.2": "text_ff/down",
+SD35_MEDIUM = SD3_MEDIUM | {
+  "pos_embed_max_size": 384,
+  "qk_norm": "rms_norm",
+  "dual_attention_layers": list(range(13)),
 }
-for _part in "qkv":
-  BLOCK |= {
-    f"attn.to_{_part}": f"image_{_part}",
-    f"attn.add_{_part}_proj": f"text_{_part}",
-    f"attn.norm_{_part}": f"image_{_part}_norm",
-    f"attn.norm_added_{_part}": f"text_{_part}_norm",
-    f"attn2.to_{_part}": f"image2_{_part}",
-    f"attn2.norm_{_part}": f"image2_{_part}_norm",
-  }
-
-
-def leaf(name, tensor):
-  """One tensor as a parameter: (path of the parameter, value)."""
-  module, kind = name.rsplit(".", 1)
-  if kind == "bias":
-    return f"{module}/bias", tensor
-  if module.rpartition("/")[2].endswith("_norm"):
-    return f"{module}/scale", tensor
-  if tensor.ndim == 4:  # a convolution over patches: [D, C, p, p]
-    return f"{module}/kernel", tensor.transpose(2, 3, 1, 0).reshape(
-      -1, tensor.shape[0]
-    )
-  return f"{module}/kernel", tensor.T
-
-
-def nested(flat):
-  tree = {}
-  for path, value in flat.items():
-    *parents, last = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = value
-  return tree
-
-
-def split(tensors, depth):
-  """Checkpoint tensors to (network params, list of params of each block)."""
-  network, blocks = {}, [{} for _ in range(depth)]
-  for name, tensor in tensors.items():
-    module, kind = name.rsplit(".", 1)
-    if module.startswith("transformer_blocks."):
-      _, index, module = module.split(".", 2)
-      path, value = leaf(f"{BLOCK[module]}.{kind}", tensor)
-      blocks[int(index)][path] = value
-    elif name != "pos_embed.pos_embed":
-      path, value = leaf(f"{NETWORK[module]}.{kind}", tensor)
-      network[path] = value
-  return nested(network), [nested(block) for block in blocks]
-
-
-@functools.cache
-def model(folder):
-  """(MMDiTConfig, network params, list of block params, position table)."""
-  sizes = json.loads((GOLDEN / folder / "config.json").read_text())
-  config = mmdit.MMDiTConfig(
-    width=sizes["num_attention_heads"] * sizes["attention_head_dim"],
-    depth=sizes["num_layers"],
-    heads=sizes["num_attention_heads"],
-    channels=sizes["in_channels"],
-    patch=sizes["patch_size"],
-    dual_layers=len(sizes["dual_attention_layers"]),
-    qk_norm=sizes["qk_norm"] == "rms_norm",
-    position_table=sizes["pos_embed_max_size"],
-    position_base=sizes["sample_size"] // sizes["patch_size"],
-  )
-  tensors = load_file(
-    GOLDEN / folder / "diffusion_pytorch_model.safetensors"
-  )
-  table = tensors["pos_embed.pos_embed"][0]
-  return config, *split(tensors, config.depth), table
-
-
-def params(folder):
-  """The tree that MMDiT takes: equal blocks stacked along axis 0."""
-  config, network, blocks, _ = model(folder)
-  dual, last = config.dual_layers, config.depth - 1
-  tree = {**network, "last_block": blocks[last]}
-  stacks = {"dual_blocks": blocks[:dual], "blocks": blocks[dual:last]}
-  for name, part in stacks.items():
-    if part:
-      tree[name] = jax.tree.map(lambda *leaves: np.stack(leaves), *part)
-  return tree
-
-
-def inputs(data):
-  """x, t, text, pooled as MMDiT takes them."""
-  return (
-    data["hidden_states"].transpose(0, 2, 3, 1),
-    data["timestep"] / np.float32(1000),
-    data["encoder_hidden_states"],
-    data["pooled_projections"],
-  )
-
-
-def run(folder, data, vector=None):
-  """The network's output, channel-first; `vector` replaces its embedding."""
-
-  def given(next_function, args, kwargs, context):
-    if vector is not None and context.module.name == "time_embed":
-      return vector
-    if vector is not None and context.module.name == "pooled_embed":
-      return np.zeros_like(vector)
-    return next_function(*args, **kwargs)
-
-  @jax.jit
-  def apply(tree, *args):
-    with nn.intercept_methods(given):
-      return mmdit.MMDiT(model(folder)[0]).apply({"params": tree}, *args)
-
-  out = apply(params(folder), *inputs(data))
-  return np.asarray(out).transpose(0, 3, 1, 2)
+SD35_LARGE = SD3_MEDIUM | {
+  "num_layers": 38,
+  "num_attention_heads": 38,
+  "caption_projection_dim": 2432,
+  "qk_norm": "rms_norm",
+}
+PUBLISHED = [
+  (SD3_MEDIUM, 2_028_328_000),
+  (SD35_MEDIUM, 2_243_171_520),
+  (SD35_LARGE, 8_056_627_520),
+]
 
 
 @pytest.fixture(params=CASES)
-def case(request, golden):
-  """(folder, dict of arrays) of each forward pass."""
+def case(request, golden, load_model):
+  """(sizes, params, arrays) of each forward pass."""
   folder, name = request.param.split("/")
-  return folder, golden(f"models/{folder}/{name}.npz")
+  return *load_model(folder, sd3), golden(f"models/{folder}/{name}.npz")
+
+
+def inputs(data):
+  """The arguments of MMDiT for a golden file."""
+  return {
+    "x": data["hidden_states"].transpose(0, 2, 3, 1),
+    "t": data["timestep"] / np.float32(1000),
+    "text": data["encoder_hidden_states"],
+    "pooled": data["pooled_projections"],
+  }
 
 
 def test_every_tensor_has_its_place(case):
-  folder, data = case
-  network = mmdit.MMDiT(model(folder)[0])
-  wanted = jax.eval_shape(network.init, jax.random.key(0), *inputs(data))
-  ours, wanted = (
-    jax.tree.map(np.shape, tree) for tree in (params(folder), wanted["params"])
-  )
+  sizes, params, data = case
+  wanted = jax.eval_shape(
+    mmdit.MMDiT(sizes).init, jax.random.key(0), *inputs(data).values()
+  )["params"]
+  ours, wanted = (jax.tree.map(np.shape, tree) for tree in (params, wanted))
   assert ours == wanted
 
 
 @pytest.mark.parametrize("folder", ["sd3_plain", "sd3_dual"])
-def test_positions_are_the_centre_of_the_table(folder):
-  config, _, _, table = model(folder)
-  side, base = config.position_table, config.position_base
-  ours = mmdit.position_features(
-    side, side, config.width, table=side, base=base
-  )
+def test_positions_are_the_centre_of_the_table(
+  folder, load_model, model_folder
+):
+  sizes, _ = load_model(folder, sd3)
+  path = model_folder(folder, "diffusion_pytorch_model.safetensors")
+  (table,) = load_file(path)["pos_embed.pos_embed"]
+  side, base = sizes.position_table, sizes.position_base
+  ours = mmdit.position_features(side, side, sizes.width, table=side, base=base)
   np.testing.assert_allclose(ours, table, atol=1e-6)
   for rows, columns in ((5, 6), (6, 5)):  # odd and even remainders
     ours = mmdit.position_features(
-      rows, columns, config.width, table=side, base=base
+      rows, columns, sizes.width, table=side, base=base
     )
     top, left = (side - rows) // 2, (side - columns) // 2
     crop = table.reshape(side, side, -1)
@@ -189,39 +92,116 @@ def test_positions_are_the_centre_of_the_table(folder):
     np.testing.assert_allclose(ours.reshape(crop.shape), crop, atol=1e-6)
 
 
-def test_time_features(case):
-  _, data = case
-  ours = mmdit.time_features(data["timestep"] / np.float32(1000))
-  # Angles reach 1000, where one unit in the last place is 6e-5.
-  np.testing.assert_allclose(ours, data["dbg_time_proj"], atol=1e-4)
+def test_states_given_the_conditioning_vector(
+  case, given_vector, assert_states
+):
+  sizes, params, data = case
+  with given_vector(data["dbg_temb"]):
+    ours = sd3.outputs(sizes, params, data)
+  assert_states(ours, data, atol=1e-5)
 
 
-@pytest.mark.parametrize("folder", ["sd3_plain", "sd3_dual"])
-def test_each_block_given_what_entered_it(folder, golden):
-  data = golden(f"models/{folder}/io_0.npz")
-  config, _, blocks, _ = model(folder)
-  vector = jax.nn.silu(data["dbg_temb"])
-  streams = data["dbg_patch_embed"], data["dbg_context"]
-  for i, weights in enumerate(blocks):
-    last = i == config.depth - 1
-    block = mmdit.JointBlock(
-      config, dual=i < config.dual_layers, text_ends=last
-    )
-    (image, text), _ = jax.jit(block.apply)(
-      {"params": weights}, streams, vector, None
-    )
-    np.testing.assert_allclose(image, data[f"dbg_block{i}_image"], atol=1e-5)
-    if not last:
-      streams = data[f"dbg_block{i}_image"], data[f"dbg_block{i}_text"]
-      np.testing.assert_allclose(text, streams[1], atol=1e-5)
+def test_states_end_to_end(case, assert_states):
+  sizes, params, data = case
+  assert_states(sd3.outputs(sizes, params, data), data, atol=1e-4)
 
 
-def test_velocity_given_the_conditioning_vector(case):
-  folder, data = case
-  ours = run(folder, data, data["dbg_temb"])
-  np.testing.assert_allclose(ours, data["sample"], atol=1e-5)
+@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
+def test_bfloat16_stays_near(stored, golden, load_model):
+  sizes, params = load_model("sd3_plain", sd3)
+  data = golden("models/sd3_plain/io_0.npz")
+  network = mmdit.MMDiT(dataclasses.replace(sizes, dtype="bfloat16"))
+  params = jax.tree.map(lambda w: w.astype(stored), params)
+  out, between = jax.jit(network.apply, static_argnames="mutable")(
+    {"params": params}, **inputs(data), mutable="intermediates"
+  )
+  assert out.dtype == jnp.float32
+  assert {x.dtype for x in jax.tree.leaves(between)} == {jnp.dtype("bfloat16")}
+  error = np.asarray(out).transpose(0, 3, 1, 2) - data["sample"]
+  spread = data["sample"].std()
+  assert 1e-4 * spread < error.std() < 0.02 * spread
 
 
-def test_velocity_end_to_end(case):
-  folder, data = case
-  np.testing.assert_allclose(run(folder, data), data["sample"], atol=1e-4)
+def test_gradients_are_those_of_torch(
+  golden, load_model, model_folder, as_tree
+):
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  sizes, params = load_model("sd3_dual", sd3)
+  data = golden("models/sd3_dual/io_0.npz")
+  weight = np.random.default_rng(0).normal(size=data["sample"].shape)
+  weight = weight.astype(np.float32)
+  network = diffusers.SD3Transformer2DModel.from_pretrained(
+    model_folder("sd3_dual")
+  )
+  names = (
+    "hidden_states",
+    "encoder_hidden_states",
+    "pooled_projections",
+    "timestep",
+  )
+  out = network(*(torch.tensor(data[name]) for name in names)).sample
+  (out * torch.tensor(weight)).sum().backward()
+  theirs = as_tree(
+    sd3.table(sizes),
+    {name: p.grad.numpy() for name, p in network.named_parameters()},
+  )
+
+  @jax.jit
+  @jax.grad
+  def gradient(params):
+    out = mmdit.MMDiT(sizes).apply({"params": params}, **inputs(data))
+    return jnp.sum(out * weight.transpose(0, 2, 3, 1))
+
+  ours = gradient(params)
+
+  def check(path, a, b):
+    name = jax.tree_util.keystr(path)
+    atol = 1e-4 * np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+  jax.tree_util.tree_map_with_path(check, ours, theirs)
+
+
+@pytest.mark.parametrize(("fields", "total"), PUBLISHED)
+def test_published_sizes(fields, total, count):
+  sizes = sd3.read_config(fields)
+  entries = sd3.table(sizes)
+  assert sum(int(np.prod(e.read_shape)) for e in entries) == total
+  states = {"text": jnp.zeros((1, 8, 4096)), "pooled": jnp.zeros((1, 2048))}
+  x, t = jnp.zeros((1, 128, 128, 16)), jnp.ones(1)
+  assert count(mmdit.MMDiT(sizes), x=x, t=t, **states) == total
+
+
+@pytest.mark.parametrize(("fields", "total"), PUBLISHED)
+def test_published_sizes_in_diffusers(fields, total):
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
+  with torch.device("meta"):
+    network = diffusers.SD3Transformer2DModel(**fields)
+  assert sum(p.numel() for p in network.parameters()) == total
+  theirs = {name: tuple(p.shape) for name, p in network.named_parameters()}
+  entries = sd3.table(sd3.read_config(fields))
+  assert {entry.name: entry.shape for entry in entries} == theirs
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"qk_norm": "layer_norm"}, "qk_norm is 'layer_norm'"),
+    ({"out_channels": 32}, "out_channels is 32; allowed are None and 16"),
+    ({"caption_projection_dim": 64}, "caption_projection_dim is 64.* 1536"),
+    ({"dual_attention_layers": [0, 2]}, r"layers is \[0, 2\].* \[0, 1\]"),
+  ],
+)
+def test_a_choice_that_we_do_not_have_is_refused(change, words):
+  with pytest.raises(ValueError, match=words):
+    sd3.read_config(SD3_MEDIUM | change)
+
+
+def test_text_of_another_width_is_refused(golden, load_model):
+  sizes, params = load_model("sd3_plain", sd3)
+  given = inputs(golden("models/sd3_plain/io_0.npz"))
+  given["text"] = given["text"][..., :-1]
+  with pytest.raises(ValueError, match="text_width is 20; .* have 19"):
+    mmdit.MMDiT(sizes).apply({"params": params}, **given)
