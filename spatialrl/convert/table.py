@@ -8,10 +8,15 @@ module `convert/<model>.py` gives one, and with it
   SKIPPED             -> patterns of tensors that hold no weights (buffers);
   outputs(sizes, params, arrays) -> what the network gives for the inputs of a
     check file, under the file's own names.
+
+and, where its tensors go by several spellings,
+
+  canonical(name)     -> the spelling that the table has.
 """
 
 import dataclasses
 
+import jax
 import numpy as np
 
 
@@ -67,6 +72,15 @@ def nested(flat):
       node = node.setdefault(parent, {})
     node[last] = value
   return tree
+
+
+def flat(tree):
+  """The inverse of `nested`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+      jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+      for keys, leaf in leaves
+  }
 
 
 def _patch_to_theirs(kernel, shape):
