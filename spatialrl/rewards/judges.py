@@ -17,6 +17,7 @@ from spatialrl.models import reward_heads, reward_model
 from spatialrl.models.build import load_heads, load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
+from spatialrl.rewards.qwen import QwenScore
 from spatialrl.scenes.render import to_uint8
 
 
@@ -210,6 +211,7 @@ JUDGES = {
     "spatial_score": SpatialScore,
     "pairwise": Pairwise,
     "oracle": Oracle,
+    "qwen_score": QwenScore,
 } | {
     aspect: functools.partial(Aspect, aspect=aspect)
     for aspect in reward_heads.ASPECTS
