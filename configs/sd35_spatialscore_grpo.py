@@ -124,7 +124,7 @@ def get_config(arg=""):
 def shrink(c, tiny):
   """Makes the run one of two iterations on random weights, in place."""
   c.tiny, c.steps = tiny, 2
-  c.model.update({"size": 32, "dtype": "float32", "attention": "xla"})
+  c.model.update({"size": 16, "dtype": "float32", "attention": "xla"})
   c.text.update({"t5_tokens": 32, "dtype": "float32"})
   c.lora.rank = 2
   c.prompts.update({"count": 8, "per_step": 2})

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatialrl.convert import folder as folders
 from spatialrl.convert import stream
 from spatialrl.data import qwen_inputs
 from spatialrl.io import assets
@@ -117,7 +118,7 @@ class QwenScore:
     self._rows, self._batch = meshes.batched(mesh), config.batch
     meshes.check_divides(mesh, "rewards.qwen_score.batch", config.batch)
     backbone, base = load_base(config.folder, config.dtype, mesh)
-    self._model, reading, trained = load(config.weights, backbone, base)
+    self._model, reading, trained = load(config.weights, backbone)
     self._reader = Reader(config.folder, self._model, reading)
     trained = jax.device_put(trained, meshes.replicated(mesh))
     self._params = base, trained
@@ -145,6 +146,18 @@ class QwenScore:
         self._model, *params, self._reader.inputs(tokens, images)
     )
     return Signals(scalar=mu, sigma=sigma)
+
+
+def check(config, prompts):
+  """Refuses what `QwenScore` would, without reading the base's weights.
+
+  Args:
+    config: as for `QwenScore`.
+    prompts: list of str that it will be asked about.
+  """
+  sizes = folders.open_model(config.folder, "qwen_vl").sizes
+  model, reading, _ = load(config.weights, sizes)
+  Reader(config.folder, model, reading).tokens(prompts)
 
 
 def load_base(folder, dtype, mesh):
@@ -188,13 +201,12 @@ def save(path, model, reading, trained):
   assets.save(path, jax.device_get(trained), metadata, dtype=np.float32)
 
 
-def load(path, backbone, base):
+def load(path, backbone):
   """The inverse of `save`.
 
   Args:
     path: of the file.
     backbone: QwenVLConfig that it was trained on.
-    base: its params.
 
   Returns:
     (SpatialScoreConfig, Reading, trained).
@@ -210,10 +222,11 @@ def load(path, backbone, base):
   model = SpatialScoreConfig(
       backbone, LoRAConfig(**lora), fields["reward_token"], fields["head"]
   )
-  expected = jax.eval_shape(
-      lambda key, base: spatial_score.init_trainable(model, key, base),
-      jax.random.key(0),
-      base,
-  )
+
+  def init(key):
+    base = spatial_score.init(model, key)
+    return spatial_score.init_trainable(model, key, base)
+
+  expected = jax.eval_shape(init, jax.random.key(0))
   assets.check_shapes(trained, expected, path)
   return model, Reading(**fields["reading"]), trained

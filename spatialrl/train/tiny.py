@@ -21,7 +21,7 @@ from spatialrl.models.spatial_score import SpatialScoreConfig
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.rewards import qwen
 
-PIXELS = 32  # a side of the images of the policy
+PIXELS = 16  # a side of the images of the policy
 READING = qwen.Reading(pixels=56, max_tokens=224)
 REWARD_TOKEN = 270
 _PROMPTS = [
@@ -53,13 +53,13 @@ _T5 = {
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
 }
-_VAE = {
+VAE = {
     "_class_name": "AutoencoderKL",
     "in_channels": 3,
     "out_channels": 3,
-    "block_out_channels": [8, 8, 8, 8],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
     "layers_per_block": 1,
     "latent_channels": 4,
     "norm_num_groups": 4,
@@ -165,7 +165,7 @@ def prepare(config, workdir):
     base = write_qwen(root / "qwen")
     config.rewards.qwen_score.update({
         "folder": str(base),
-        "weights": str(_write_trained(root / "trained.safetensors", base)),
+        "weights": str(write_trained(root / "trained.safetensors", base)),
     })
   elif config.job == "reward":
     config.base = str(write_qwen(root / "qwen"))
@@ -209,7 +209,7 @@ def write_model(path, fields, seed=0):
 def write_pipeline(path, family):
   """Writes the folder of a whole pipeline, "sd3" or "flux"."""
   write_model(path / "transformer", _TRANSFORMERS[family])
-  write_model(path / "vae", _VAE)
+  write_model(path / "vae", VAE)
   projected = {"architectures": ["CLIPTextModelWithProjection"]}
   plain = {"architectures": ["CLIPTextModel"]}
   encoders = {
@@ -271,7 +271,7 @@ def _write_t5_tokenizer(path):
   made.save_pretrained(path)
 
 
-def _write_trained(path, base):
+def write_trained(path, base):
   """An untrained trained part of SpatialScore, for a folder of `write_qwen`."""
   backbone, params = qwen.load_base(base, "float32", make_mesh((-1, 1, 1)))
   model = SpatialScoreConfig(

@@ -11,6 +11,7 @@ from spatialrl.data import scenes
 from spatialrl.data.prompts import Tokens, read_prompts
 from spatialrl.models.build import load_policy
 from spatialrl.parallel import mesh as meshes
+from spatialrl.rewards import qwen
 from spatialrl.rewards.judges import make_judges
 from spatialrl.rl.advantage import MEMORY
 from spatialrl.train import backbone, finish, finish_images
@@ -72,6 +73,8 @@ def images_world(config, workdir, mesh):
         f"prompts.held_out {p.held_out!r} has {len(seen)} prompts that are also"
         f" trained on, such as {seen[0]!r}."
     )
+  if "qwen_score" in config.rewards:
+    qwen.check(config.rewards.qwen_score, [*prompts, *held_out])
   opened = backbone.load(config, mesh, [*prompts, *held_out])
   judges = make_judges(config.rewards, mesh)
   evaluation = finish_images.Evaluation(
