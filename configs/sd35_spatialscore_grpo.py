@@ -52,15 +52,14 @@ def get_config(arg=""):
       "file": "prompts/train.txt",  # a prompt a line, or .jsonl with "prompt"
       "count": 2048,  # its first ones
       "held_out": "prompts/held_out.txt",
-      "per_step": 12,
-      "max_tokens": 0,  # of the embedded world
+      "per_step": 16,
   }
   c.rollout = {
       "group": 24,  # images a prompt
       "steps": 6,
       "guidance": 4.5,
-      "chunk": 72,  # images a network call, as many as in an optimizer step
-      "decode_chunk": 24,
+      "chunk": 96,  # images a network call, as many as in an optimizer step
+      "decode_chunk": 48,
       "window": 5,  # every step but the last is stochastic and trained
       "window_range": (0, 5),
       "window_moves": "random",
@@ -69,8 +68,7 @@ def get_config(arg=""):
       "last_step": "ode",
       "shared_noise": False,
       "splits": (),
-      "attention_blocks": (),
-      "attention_words": (),
+      "attention_blocks": (),  # of the embedded world alone
   }
   c.schedule = {"name": "sd3", "shift": 3.0}
   c.transition = {"name": "flow_sde", "noise_level": 0.7}
@@ -109,7 +107,7 @@ def get_config(arg=""):
       "prompts": 256,  # the first ones of prompts.held_out
       "images": 1,  # of each
       "quick_prompts": 48,
-      "batch": 24,
+      "batch": 48,
       "steps": 40,
       "schedule": {"name": "sd3", "shift": 3.0},
       "guidance": 4.5,

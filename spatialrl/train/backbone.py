@@ -109,18 +109,14 @@ def encode_prompts(root, kind, config, prompts):
       cache), `batch`, `too_long`.
     prompts: list of str.
   """
-  suffixes = ["" if i == 0 else f"_{i + 1}" for i in range(3)]
-  kinds = _ENCODERS[kind]
-  names = [
-      (f"tokenizer{suffix}", f"text_encoder{suffix}")
-      for suffix in suffixes[: len(kinds)]
-  ]
-  encoders = []
-  for name, (tokenizer, network) in zip(kinds, names, strict=True):
-    whole = folder.open_model(root / network, name)
+  encoders, folders = [], []
+  for name, suffix in zip(_ENCODERS[kind], ("", "_2", "_3"), strict=False):
+    tokenizer = root / f"tokenizer{suffix}"
+    whole = folder.open_model(root / f"text_encoder{suffix}", name)
+    folders += [tokenizer, whole.model.path]
     encoders.append(
         encode.Encoder(
-            encode.load_tokenizer(root / tokenizer, name),
+            encode.load_tokenizer(tokenizer, name),
             encode.CLIP_TOKENS if name == "clip" else config.t5_tokens,
             _Lazy(_APPLY[name], whole, config.dtype),
         )
@@ -130,7 +126,7 @@ def encode_prompts(root, kind, config, prompts):
       prompts,
       encoders,
       join=kind,
-      model=encode.model_key([root / name for pair in names for name in pair]),
+      model=encode.model_key(folders),
       dtype=config.dtype,
       batch=config.batch,
       too_long=config.too_long,

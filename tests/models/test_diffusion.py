@@ -75,9 +75,8 @@ def test_bfloat16_stays_in_the_network(opened, cond):
   policy, params = opened
   network = dataclasses.replace(policy.network, dtype="bfloat16")
   half = dataclasses.replace(policy, network=network)
-  trained = jax.tree.map(
-    lambda leaf: leaf + 0.1, policy.init_trainable(jax.random.key(0), params)
-  )
+  shapes = jax.eval_shape(policy.init_trainable, jax.random.key(0), params)
+  trained = jax.tree.map(lambda leaf: 0.3 * normal(5, *leaf.shape), shapes)
   exact = jax.jit(policy.velocity)(params, trained, X, T, cond)
   out = jax.jit(half.velocity)(params, trained, X, T, cond)
   assert out.dtype == jnp.float32
