@@ -151,9 +151,8 @@ def test_guidance_matters(params, velocity):
   assert np.abs(other[1] - velocity[1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("attention", ["fused", "splash"])
-def test_other_attentions_give_the_same(attention, params, velocity):
-  config = dataclasses.replace(CONFIG, attention=attention)
+def test_another_attention_gives_the_same(params, velocity):
+  config = dataclasses.replace(CONFIG, attention="splash")
   np.testing.assert_allclose(apply(params, config), velocity, atol=1e-4)
 
 

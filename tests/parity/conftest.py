@@ -93,6 +93,42 @@ def assert_states():
 
 
 @pytest.fixture(scope="session")
+def assert_gradients():
+  """`assert_gradients(ours, theirs)`: each leaf within 1e-4 of its largest."""
+
+  def check(path, a, b):
+    name = jax.tree_util.keystr(path)
+    atol = 1e-4 * np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+  return functools.partial(jax.tree_util.tree_map_with_path, check)
+
+
+@pytest.fixture(scope="session")
+def in_bfloat16():
+  """`in_bfloat16(network, params, inputs)` -> f32 output, in numpy.
+
+  All states between must be in bfloat16, and all matrix products.
+  """
+
+  def run(network, params, inputs):
+    apply = jax.jit(network.apply, static_argnames="mutable").lower(
+      {"params": params}, **inputs, mutable="intermediates"
+    )
+    products = re.findall(
+      r"stablehlo.dot_general.*-> tensor<.*x(\w+)>", apply.as_text()
+    )
+    assert set(products) == {"bf16"}
+    out, between = apply.compile()({"params": params}, **inputs)
+    dtypes = {x.dtype for x in jax.tree.leaves(between)}
+    assert dtypes == {np.dtype(jax.numpy.bfloat16)}
+    assert out.dtype == np.float32
+    return np.asarray(out)
+
+  return run
+
+
+@pytest.fixture(scope="session")
 def count():
   """Parameters of a network: `count(network, *inputs)`, nothing computed."""
 

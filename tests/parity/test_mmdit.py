@@ -101,29 +101,24 @@ def test_states_given_the_conditioning_vector(
   assert_states(ours, data, atol=1e-5)
 
 
-def test_states_end_to_end(case, assert_states):
-  sizes, params, data = case
+def test_states_end_to_end(golden, load_model, assert_states):
+  sizes, params = load_model("sd3_plain", sd3)
+  data = golden("models/sd3_plain/io_0.npz")
   assert_states(sd3.outputs(sizes, params, data), data, atol=1e-4)
 
 
-@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
-def test_bfloat16_stays_near(stored, golden, load_model):
+def test_bfloat16_stays_near(golden, load_model, in_bfloat16):
   sizes, params = load_model("sd3_plain", sd3)
   data = golden("models/sd3_plain/io_0.npz")
   network = mmdit.MMDiT(dataclasses.replace(sizes, dtype="bfloat16"))
-  params = jax.tree.map(lambda w: w.astype(stored), params)
-  out, between = jax.jit(network.apply, static_argnames="mutable")(
-    {"params": params}, **inputs(data), mutable="intermediates"
-  )
-  assert out.dtype == jnp.float32
-  assert {x.dtype for x in jax.tree.leaves(between)} == {jnp.dtype("bfloat16")}
-  error = np.asarray(out).transpose(0, 3, 1, 2) - data["sample"]
+  out = in_bfloat16(network, params, inputs(data))
+  error = out.transpose(0, 3, 1, 2) - data["sample"]
   spread = data["sample"].std()
   assert 1e-4 * spread < error.std() < 0.02 * spread
 
 
 def test_gradients_are_those_of_torch(
-  golden, load_model, model_folder, as_tree
+  golden, load_model, model_folder, as_tree, assert_gradients
 ):
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
@@ -153,14 +148,7 @@ def test_gradients_are_those_of_torch(
     out = mmdit.MMDiT(sizes).apply({"params": params}, **inputs(data))
     return jnp.sum(out * weight.transpose(0, 2, 3, 1))
 
-  ours = gradient(params)
-
-  def check(path, a, b):
-    name = jax.tree_util.keystr(path)
-    atol = 1e-4 * np.abs(b).max()
-    np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
-
-  jax.tree_util.tree_map_with_path(check, ours, theirs)
+  assert_gradients(gradient(params), theirs)
 
 
 @pytest.mark.parametrize(("fields", "total"), PUBLISHED)
