@@ -56,10 +56,9 @@ def import_(args):
 
 def merge(args):
   """Adds a LoRA to its base."""
-  out = pathlib.Path(args.out)
   limit = int(args.shard_gb * _GB)
-  adapters.merge_folder(args.base, args.lora, out, limit=limit)
-  print(f"{out}: the merged model, in the layout of {args.base}")
+  adapters.merge_folder(args.base, args.lora, args.out, limit=limit)
+  print(f"{args.out}: the merged model, in the layout of {args.base}")
 
 
 def export_lora(args):
@@ -72,7 +71,7 @@ def export_lora(args):
   whole = folder.open_model(args.base)
   tree = load_params(trained, args.step, field=args.field)
   pairs = adapters.from_tree(config, tree, whole)
-  lora.write(pathlib.Path(args.out), args.format, pairs, whole)
+  lora.write(args.out, args.format, pairs, whole)
   print(f"{args.out}: LoRA of {len(pairs)} layers for {args.format}")
 
 

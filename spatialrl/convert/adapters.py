@@ -5,6 +5,7 @@ are the collection "lora" of `models.lora`, stacked over layers.
 """
 
 import collections
+import pathlib
 import re
 import shutil
 
@@ -140,7 +141,7 @@ def merge_folder(base, path, out, *, limit):
     ValueError: see `lora.read`; or `out` holds files already.
   """
   whole = folder.open_model(base)
-  pairs = lora.read(path, whole)
+  pairs, out = lora.read(path, whole), pathlib.Path(out)
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"{out} holds files already; choose an empty folder.")
   out.mkdir(parents=True, exist_ok=True)

@@ -51,13 +51,16 @@ def lora_outputs(whole, path, arrays):
   """Like `model_outputs`, with a LoRA folder added to the weights.
 
   Returns:
-    dict with each output NAME at adapter weight 1, `NAME_half` at one half and
-    `NAME_base` without the adapter; and "rank" and "alpha".
+    dict with each output NAME at adapter weight 1, and where `arrays` has such
+    names, `NAME_half` at one half and `NAME_base` without the adapter; and
+    "rank" and "alpha".
   """
   config, tree = adapters.to_tree(lora.read(path, whole), whole)
   params = load_whole(whole)
   found = {"rank": config.rank, "alpha": config.alpha}
   for suffix, weight in _WEIGHTS.items():
+    if not any(name.endswith(suffix) for name in arrays):
+      continue
     scaled = dataclasses.replace(config, alpha=weight * config.alpha)
     merged = adapters.merge(params, scaled, tree)
     outputs = _outputs(whole, merged, arrays)

@@ -10,6 +10,7 @@ of the file, without which it takes r for alpha.
 import collections
 import dataclasses
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -119,7 +120,7 @@ def write(out, layout, pairs, whole):
   """Writes a LoRA folder that peft or diffusers loads.
 
   Args:
-    out: directory, created.
+    out: directory, created; it must hold no LoRA of this layout yet.
     layout: "peft", or "diffusers" for SD3 and FLUX.
     pairs: see `read`.
     whole: folder.Whole of the base model.
@@ -138,6 +139,9 @@ def write(out, layout, pairs, whole):
     tensors[f"{prefix}{name}.lora_A.weight"] = np.ascontiguousarray(pair.a)
     tensors[f"{prefix}{name}.lora_B.weight"] = np.ascontiguousarray(pair.b)
   settings, metadata = _settings(pairs), {"format": "pt"}
+  out = pathlib.Path(out)
+  if (out / files[layout]).exists():
+    raise ValueError(f"{out} holds a LoRA already; choose another folder.")
   out.mkdir(parents=True, exist_ok=True)
   if layout == "peft":
     settings["base_model_name_or_path"] = str(whole.model.path.resolve())

@@ -122,6 +122,12 @@ def test_alpha_is_in_the_metadata(whole, tree, tmp_path, monkeypatch):
   assert lora.read(tmp_path, whole)["head"].scale == 1.0
 
 
+def test_a_lora_is_not_written_over(whole, tree, peft):
+  pairs = adapters.from_tree(CONFIG, tree, whole)
+  with pytest.raises(ValueError, match="holds a LoRA already"):
+    lora.write(peft, "peft", pairs, whole)
+
+
 def test_diffusers_has_no_place_for_others(whole, tmp_path):
   with pytest.raises(ValueError, match="the base is Toy; it reads adapters of"):
     lora.write(tmp_path, "diffusers", {}, whole)
