@@ -4,6 +4,7 @@ There is no oracle here: held-out prompts are scored by the judges that train.
 """
 
 import pathlib
+import shutil
 import time
 
 import numpy as np
@@ -118,6 +119,8 @@ def summarise(config, workdir, evaluation, opened, state, began, compilations):
   if opened.policy.lora is not None:
     whole = opened.transformer
     pairs = adapters.from_tree(opened.policy.lora, state.ema, whole)
+    if (workdir / "lora").exists():  # of this run, before it went on
+      shutil.rmtree(workdir / "lora")
     lora.write(workdir / "lora", "diffusers", pairs, whole)
   write_json(workdir / "summary.json", summary)
   _report(workdir, summary, evaluation.repeated(), before, after)

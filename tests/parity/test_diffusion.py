@@ -94,4 +94,4 @@ def test_trained_adapters_in_diffusers(family, tmp_path):
   theirs = out.numpy().transpose(0, 2, 3, 1)
   difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
   print(f"{family}: {difference:.1e} of the largest value")
-  assert difference < 2e-4  # the time features, see the golden README
+  assert difference < 5e-5

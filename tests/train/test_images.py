@@ -13,6 +13,8 @@ from spatialrl.io.metrics import read_metrics
 from spatialrl.train import online, reward, sample, tiny, worlds
 from spatialrl.train.configs import load_config
 
+# Nobody reads what the text of the last block would ask for.
+_UNREAD = "transformer_blocks.2.attn.add_q_proj"
 _CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
@@ -23,8 +25,7 @@ def config_of(name):
 @pytest.mark.parametrize(
     ("name", "layers", "unused"),
     [
-        # Nobody reads what the last block's text would ask for.
-        ("sd35_spatialscore_grpo", 27, {"transformer_blocks.2.attn.add_q_proj"}),
+        ("sd35_spatialscore_grpo", 27, {_UNREAD}),
         ("flux_spatialscore_grpo", 18, set()),
     ],
 )
