@@ -1,9 +1,12 @@
 """Job `reward` on images: the published SpatialScore from preference pairs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spatialrl.convert import folder
 from spatialrl.data import pairs
 from spatialrl.io.metrics import read_metrics
 from spatialrl.io.workdir import write_json
@@ -30,26 +33,27 @@ def run(config, workdir, mesh, compare):
       (loss f32[], dict of f32[]).
   """
   config = tiny.prepare(config, workdir)
-  train = pairs.read(config.data.pairs, config.data.folder)
-  held_out = pairs.read(config.data.held_out, config.data.folder)
-  if len(train) < config.batch:
-    raise ValueError(
-        f"batch is {config.batch}; {config.data.pairs!r} has"
-        f" {len(train)} pairs."
-    )
   meshes.check_divides(mesh, "batch", config.batch)
   meshes.check_divides(mesh, "eval.batch", config.eval.batch)
-  backbone, base = qwen.load_base(config.base, config.dtype, mesh)
+  sizes = folder.open_model(config.base, "qwen_vl").sizes
   lora = config.lora
   model = SpatialScoreConfig(
-      backbone,
+      dataclasses.replace(sizes, dtype=config.dtype),
       LoRAConfig(lora.rank, lora.alpha, tuple(lora.targets)),
       config.reward_token,
       config.head,
   )
   reading = qwen.Reading(config.pixels, config.max_tokens)
   reader = qwen.Reader(config.base, model, reading)
+  train = pairs.read(config.data.pairs, config.data.folder)
+  held_out = pairs.read(config.data.held_out, config.data.folder)
+  if not 1 <= config.batch <= len(train):
+    raise ValueError(
+        f"batch is {config.batch}; allowed are 1 to {len(train)}, the pairs of"
+        f" {config.data.pairs!r}."
+    )
   reader.tokens([pair.prompt for pair in (*train, *held_out)])  # all fit
+  _, base = qwen.load_base(config.base, config.dtype, mesh)
   trainable = jax.jit(
       lambda key, base: spatial_score.init_trainable(model, key, base)
   )(jax.random.key(config.seed), base)
