@@ -105,12 +105,7 @@ def test_images_of_a_prompt_file_as_geneval_wants_them(mesh, tmp_path):
 )
 def test_what_cannot_work_is_a_sentence(change, words, mesh, tmp_path):
   config = config_of("sd35_spatialscore_grpo")
-  for field, value in change.items():
-    *parents, leaf = field.split(".")
-    node = config
-    for parent in parents:
-      node = node[parent]
-    node[leaf] = value
+  config.update_from_flattened_dict(change)
   with pytest.raises(ValueError) as caught:
     online.run(config, tmp_path, mesh)
   assert words in str(caught.value) and "\n" not in str(caught.value)
