@@ -12,8 +12,8 @@ import numpy as np
 _MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 _STD = np.float32([0.26862954, 0.26130258, 0.27577711])
 
-_IMAGE_TOKEN = "<|image_pad|>"
-IMAGE = f"<|vision_start|>{_IMAGE_TOKEN}<|vision_end|>"
+IMAGE_TOKEN = "<|image_pad|>"
+IMAGE = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
 # The published chat template for one image and one text.
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -62,8 +62,8 @@ def load_tokenizer(folder):
   if not path.is_file():
     raise ValueError(f"tokenizer file {str(path)!r} does not exist.")
   tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
-  if _IMAGE_TOKEN not in tokenizer.get_added_vocab():
-    raise ValueError(f"tokenizer file {str(path)!r} has no {_IMAGE_TOKEN!r}.")
+  if IMAGE_TOKEN not in tokenizer.get_added_vocab():
+    raise ValueError(f"tokenizer file {str(path)!r} has no {IMAGE_TOKEN!r}.")
   return tokenizer
 
 
@@ -94,7 +94,7 @@ def encode(
         " once each."
     )
   special = tokenizer.get_added_vocab()
-  token = special[_IMAGE_TOKEN]
+  token = special[IMAGE_TOKEN]
   count = grid[0] * grid[1] // merge**2
   ids = np.zeros((len(prompts), max_tokens), np.int32)
   mask = np.zeros(ids.shape, bool)

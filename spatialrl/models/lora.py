@@ -64,7 +64,54 @@ def adapted(config):
         COLLECTION, "b", jnp.zeros, (config.rank, module.features)
     )
     scale = config.alpha / config.rank
-    return next_function(x) + (x @ down.value) @ up.value * scale
+    out = next_function(x)
+    product = (x @ down.value) @ up.value * scale
+    return out + product.astype(out.dtype)
 
   with nn.intercept_methods(interceptor):
     yield
+
+
+def bind(params, trainable, config):
+  """A network's variables with what is trained in their place.
+
+  Args:
+    params: its base weights.
+    trainable: adapters, or all weights where `config` is None; None for the
+      base itself.
+    config: LoRAConfig or None.
+
+  Returns:
+    (variables for `apply`, what to enter `adapted` with around it).
+  """
+  if trainable is None:
+    return {"params": params}, None
+  if config is None:
+    return {"params": trainable}, None
+  return {"params": params, COLLECTION: trainable}, config
+
+
+def created(variables, config):
+  """The adapters among variables that a network made under `adapted`.
+
+  Raises:
+    ValueError: if no layer is a target.
+  """
+  if COLLECTION not in variables:
+    raise ValueError(
+        f"lora.targets is {config.targets}; no dense layer matches."
+    )
+  return variables[COLLECTION]
+
+
+def start(params, config):
+  """Where full fine-tuning starts: a network's weights, as they are.
+
+  Raises:
+    ValueError: for adapters, whose start depends on a key.
+  """
+  if config is not None:
+    raise ValueError(
+        "lora.rank must be 0 where weights are compared with their start."
+    )
+  return params

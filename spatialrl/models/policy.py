@@ -73,6 +73,11 @@ class Policy:
     side = self.size // self.fold
     return side, side, self.mmdit.channels
 
+  @property
+  def remat(self):
+    """Whether layers are recomputed in the backward pass."""
+    return self.mmdit.remat
+
   def init(self, key):
     """Random weights: {"text": ..., "mmdit": ...[, "autoencoder": ...]}."""
     text_key, net_key, coder_key = jax.random.split(key, 3)
@@ -102,23 +107,11 @@ class Policy:
       variables = MMDiT(self.mmdit).init(
           key, x, t, cond.text, cond.pooled, cond.mask
       )
-    if loras.COLLECTION not in variables:
-      raise ValueError(
-          f"lora.targets is {self.lora.targets}; no dense layer matches."
-      )
-    return variables[loras.COLLECTION]
+    return loras.created(variables, self.lora)
 
   def start(self, params):
-    """Where full fine-tuning starts: the MMDiT's weights, as they are.
-
-    Raises:
-      ValueError: for adapters, whose start depends on a key.
-    """
-    if self.lora is not None:
-      raise ValueError(
-          "lora.rank must be 0 where weights are compared with their start."
-      )
-    return params["mmdit"]
+    """Where full fine-tuning starts; see `lora.start`."""
+    return loras.start(params["mmdit"], self.lora)
 
   def encode(self, params, ids, mask):
     """Text states: i32[B, L], bool[B, L] -> Conditioning."""
@@ -151,12 +144,7 @@ class Policy:
       f32[B, h, w, C]; with `words` also the map f32[B, h, w] of mean 1, how
       much each position looks at them.
     """
-    variables, adapters = {"params": params["mmdit"]}, None
-    if trainable is not None and self.lora is None:
-      variables = {"params": trainable}
-    elif trainable is not None:
-      variables[loras.COLLECTION] = trainable
-      adapters = self.lora
+    variables, adapters = loras.bind(params["mmdit"], trainable, self.lora)
     with loras.adapted(adapters):
       out = MMDiT(self.mmdit).apply(
           variables, x, t, cond.text, cond.pooled, cond.mask, words, blocks

@@ -97,12 +97,8 @@ def init_trainable(config, key, params):
         rngs={"params": lora_key},
         mutable=[loras.COLLECTION],
     )
-  if loras.COLLECTION not in made:
-    raise ValueError(
-        f"lora.targets is {config.lora.targets}; no dense layer matches."
-    )
   return {
-      "lora": made[loras.COLLECTION],
+      "lora": loras.created(made, config.lora),
       "token": jnp.mean(params["words"], axis=0, dtype=jnp.float32),
       "head": Head(config.head).init(head_key, states[:, 0])["params"],
   }

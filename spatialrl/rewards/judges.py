@@ -18,6 +18,7 @@ from spatialrl.models.build import load_heads, load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 from spatialrl.rewards.ocr import Ocr
+from spatialrl.rewards.qwen import QwenScore
 from spatialrl.rewards.remote import Remote
 from spatialrl.scenes.render import to_uint8
 
@@ -212,6 +213,7 @@ JUDGES = {
     "spatial_score": SpatialScore,
     "pairwise": Pairwise,
     "oracle": Oracle,
+    "qwen_score": QwenScore,
     "remote": Remote,
     "ocr": Ocr,
 } | {

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from spatialrl.data import scenes, tokenizers
+from spatialrl.data.prompts import Tokens
 from spatialrl.evals import relations
 from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
@@ -35,18 +36,14 @@ class Evaluation:
       judges: dict of judges; `spatial_score`, if there, says what it claims.
     """
     e = config.eval
-    if not 1 <= e.quick_prompts <= e.prompts:
-      raise ValueError(
-          f"eval.quick_prompts is {e.quick_prompts}; allowed are 1 to"
-          f" {e.prompts}, the field eval.prompts."
-      )
+    check_quick(e)
     self._config, self._policy, self._mesh = e, policy, mesh
     self._judge = judges.get("spatial_score")
     self.prompts = scenes.prompts(
         _SEED, e.prompts, relations=tuple(config.prompts.relations),
         held_out=True,
     )
-    self._sampler = Sampler(policy, tokenizers.load(), mesh, e)
+    self._sampler = Sampler(policy, Tokens(e.max_tokens), mesh, e)
     self._fresh = None
 
   def quick(self, base, trainable):
@@ -139,12 +136,7 @@ def summarise(config, workdir, evaluation, base, state, began, compilations):
       "steps": config.steps,
       "compilations": compilations,
   }
-  assets.save(
-      f"{workdir}/trained.safetensors",
-      jax.device_get(state.ema),
-      {"init": config.init, "config": json.dumps(config.to_dict())},
-      dtype=np.float32,
-  )
+  save_trained(workdir, config, state, config.init)
   write_json(f"{workdir}/summary.json", summary)
   reports.trained(
       pathlib.Path(workdir),
@@ -155,6 +147,32 @@ def summarise(config, workdir, evaluation, base, state, began, compilations):
       (images_after, judged_after),
   )
   return summary
+
+
+def check_quick(config):
+  """Raises ValueError unless `eval.quick_prompts` is a part of the prompts."""
+  if not 1 <= config.quick_prompts <= config.prompts:
+    raise ValueError(
+        f"eval.quick_prompts is {config.quick_prompts}; allowed are 1 to"
+        f" {config.prompts}, the field eval.prompts."
+    )
+
+
+def save_trained(workdir, config, state, init):
+  """Writes `trained.safetensors`, the averaged weights.
+
+  Args:
+    workdir: directory of the run.
+    config: of the run.
+    state: TrainState.
+    init: str, what they were trained on.
+  """
+  assets.save(
+      f"{workdir}/trained.safetensors",
+      jax.device_get(state.ema),
+      {"init": init, "config": json.dumps(config.to_dict())},
+      dtype=np.float32,
+  )
 
 
 def _flips(prompt):

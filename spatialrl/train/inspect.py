@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import config_dict
 
 from spatialrl.data import scenes, tokenizers
+from spatialrl.data.prompts import Tokens
 from spatialrl.io import steps
 from spatialrl.io.checkpoint import load_params
 from spatialrl.models.build import load_policy, new_policy
@@ -93,7 +94,8 @@ def draw(opened, prompts, *, seed=0):
   device = np.array(jax.devices()[:1]).reshape(1, 1, 1)
   mesh = Mesh(device, AXES, axis_types=(AxisType.Auto,) * len(AXES))
   with jax.set_mesh(mesh):
-    sampler = Sampler(opened.policy, tokenizers.load(), mesh, config)
+    read = Tokens(config.max_tokens)
+    sampler = Sampler(opened.policy, read, mesh, config)
     return {
       title: sampler(params, trainable, prompts, seed)
       for title, (params, trainable) in opened.weights.items()
@@ -107,6 +109,8 @@ def _read_config(workdir):
   config = config_dict.ConfigDict(json.loads(path.read_text())["config"])
   if config.job not in JOBS:
     raise ValueError(f"{path} has job {config.job!r}; allowed are {JOBS}")
+  if config.get("world", "scenes") != "scenes":
+    raise ValueError(f"{path} has world {config.world!r}; allowed is 'scenes'")
   return config
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spatialrl.data import tokenizers
+from spatialrl.data.prompts import Tokens
 from spatialrl.flow import rollout as rollouts
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
@@ -70,11 +71,21 @@ def kept_rows(config):
 class Loop:
   """The compiled programs of a run: rollout, prepare, update."""
 
-  def __init__(self, config, mesh, policy, judges):
+  def __init__(self, config, mesh, policy, judges, read=None):
+    """Binds what an iteration needs; nothing is compiled yet.
+
+    Args:
+      config: of an `online` run.
+      mesh: the mesh in use.
+      policy: Policy or DiffusionPolicy.
+      judges: dict from name to judge.
+      read: reader of `data.prompts` for this policy; None for tokens of the
+        embedded world.
+    """
     self._config, self._policy = config, policy
+    self._read = read or Tokens(config.prompts.max_tokens)
     self._judges, self._mesh = judges, mesh
     self._slots = slots(config)
-    self._tokenizer = tokenizers.load()
     self._rows, self._whole = meshes.batched(mesh), meshes.replicated(mesh)
     self._times = jnp.asarray(self._slots.schedule(config.rollout.steps))
     self._optimizer = make_optimizer(
@@ -95,7 +106,7 @@ class Loop:
     )
     blocks = config.rollout.attention_blocks
     self._words = tokenizers.word_table(
-        self._tokenizer, config.rollout.attention_words
+        tokenizers.load(), config.rollout.attention_words
     ) if blocks else None
 
   def init(self, base):
@@ -134,15 +145,12 @@ class Loop:
     """
     config = self._config
     clock = Clock()
-    ids, mask = tokenizers.encode(
-        self._tokenizer, prompts, config.prompts.max_tokens
-    )
-    ids, mask = jax.device_put((ids, mask), self._rows)
+    text = jax.device_put(self._read(prompts), self._rows)
     start = window_start(config, state.key, step)
     clock.lap("host")
     trajectory, cond, images = jax.block_until_ready(
         self._rollout(
-            base, state.old or state.params, ids, mask, self._times, state.key,
+            base, state.old or state.params, text, self._times, state.key,
             step, start,
         )
     )
@@ -152,6 +160,7 @@ class Loop:
     }
     jax.block_until_ready(signals)
     clock.lap("reward")
+    ids = text[0] if self._read.has_ids else None
     batch, stats, values = self._prepare(
         trajectory, cond, ids, signals, labels, state.stats, state.key, step
     )
@@ -180,20 +189,20 @@ class Loop:
     judged = {n: judge.compilations() for n, judge in self._judges.items()}
     return counts | judged
 
-  def _roll(self, base, trainable, ids, mask, times, key, step, start):
+  def _roll(self, base, trainable, text, times, key, step, start):
     """Encodes the prompts and samples; see `rollout`."""
     config, policy = self._config, self._policy
-    ids, mask = jax.lax.with_sharding_constraint((ids, mask), self._rows)
-    group = jnp.arange(ids.shape[0]) // config.rollout.group
+    text = jax.lax.with_sharding_constraint(text, self._rows)
+    group = jnp.arange(text[0].shape[0]) // config.rollout.group
     key = jax.random.fold_in(jax.random.fold_in(key, step), _ROLLOUT)
-    cond = policy.encode(base, ids, mask)
+    cond = policy.encode(base, *text)
     empty = policy.encode_empty(base, cond)
 
     r = config.rollout
     attends = self._words is not None
     conditions, empties = cond, empty
     if attends:
-      core = jnp.asarray(self._words)[ids]
+      core = jnp.asarray(self._words)[text[0]]
       conditions, empties = (cond, core), (empty, jnp.zeros_like(core))
 
     def velocity(x, t, c):
@@ -226,7 +235,17 @@ class Loop:
             config.prompts.per_step, r.group, r.window, tuple(r.splits)
         ) if r.splits else None,
     )
-    return trajectory, cond, policy.decode(base, trajectory.final)
+    return trajectory, cond, self._decode(base, trajectory.final)
+
+  def _decode(self, base, latents):
+    """Images of latents, `rollout.decode_chunk` at a time where it is set."""
+    rows = self._config.rollout.get("decode_chunk", 0)
+    if not rows:
+      return self._policy.decode(base, latents)
+    chunked = rollouts.in_chunks(
+        lambda z, *_: self._policy.decode(base, z), rows
+    )
+    return chunked(latents, (), ())
 
   def _select(self, trajectory, cond, ids, signals, labels, stats, key, step):
     """Signals to the batch of the update."""

@@ -2,40 +2,31 @@
 
 import time
 
-import jax
 import numpy as np
 
-from spatialrl.data import scenes
 from spatialrl.flow import rollout as rollouts
 from spatialrl.flow.transition import LOG_PROBS
-from spatialrl.models.build import load_policy
 from spatialrl.parallel import mesh as meshes
-from spatialrl.rewards.judges import make_judges
 from spatialrl.rl.advantage import MEMORY
 from spatialrl.rl.objectives import DENSITY
 from spatialrl.scenes import grammar
 from spatialrl.scenes.graph import PREDICATES
-from spatialrl.train import finish, fit_slots
+from spatialrl.train import fit_slots, tiny, worlds
 from spatialrl.train import loop as loops
 from spatialrl.train.run import Run
 
 
 def run(config, workdir, mesh):
-  """Trains the policy and measures it, before and after, by the oracle."""
+  """Trains the policy and measures it before and after, see `worlds`."""
   began = time.perf_counter()
+  config = tiny.prepare(config, workdir)
   check(config, mesh)
-  policy, params = load_policy(config.init, config.lora, config.remat)
-  judges = make_judges(config.rewards, mesh)
-  loop = loops.Loop(config, mesh, policy, judges)
-  prompts = scenes.prompts(
-      config.seed, config.prompts.count,
-      relations=tuple(config.prompts.relations),
-  )
-  if "ocr" in judges:
-    judges["ocr"].check(prompts)
-  base = jax.device_put(params, meshes.replicated(mesh))
+  world = worlds.WORLDS[worlds.name_of(config)](config, workdir, mesh)
+  loop = loops.Loop(config, mesh, world.policy, world.judges, world.read)
+  base, prompts = world.params, world.prompts
+  if "ocr" in world.judges:
+    world.judges["ocr"].check(prompts)
   state = loop.init(base)
-  evaluation = finish.Evaluation(config, mesh, policy, judges)
 
   with Run(config, workdir) as run_:
     state = run_.restore(state)
@@ -45,20 +36,21 @@ def run(config, workdir, mesh):
       done = step + 1
       if done % config.eval.every == 0 or done == config.steps:
         start = time.perf_counter()
-        values |= evaluation.quick(base, state.ema)
+        values |= world.evaluation.quick(base, state.ema)
         values["evaluation_seconds"] = time.perf_counter() - start
       run_.log(done, values, SHOWN)
       run_.maybe_save(state, done)
-  return finish.summarise(
-      config, workdir, evaluation, base, state, began, loop.compilations()
-  )
+  return world.summarise(state, began, loop.compilations())
 
 
-SHOWN = ("reward", "all_relations", "ratio_max", "grad_norm")
+SHOWN = (
+    "reward", "all_relations", "held_out_reward", "ratio_max", "grad_norm"
+)
 
 
 def check(config, mesh):
   """Refuses what cannot work, before anything is loaded or compiled."""
+  worlds.name_of(config)
   p, r = config.prompts, config.rollout
   for field, value in (
       ("steps", config.steps),
@@ -88,6 +80,13 @@ def check(config, mesh):
         f" {p.per_step * r.group} images of an iteration, or be 0."
     )
   meshes.check_divides(mesh, "rollout.chunk", r.chunk)
+  decoded = r.get("decode_chunk", 0)
+  if decoded and p.per_step * r.group % decoded:
+    raise ValueError(
+        f"rollout.decode_chunk is {decoded}; it must divide the"
+        f" {p.per_step * r.group} images of an iteration, or be 0."
+    )
+  meshes.check_divides(mesh, "rollout.decode_chunk", decoded)
   rows = loops.kept_rows(config)
   if rows % config.train.updates:
     raise ValueError(

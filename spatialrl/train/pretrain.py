@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from spatialrl.data import scenes, tokenizers
+from spatialrl.data.prompts import Tokens
 from spatialrl.evals import relations
 from spatialrl.io import assets
 from spatialrl.models.build import load_policy, new_policy
@@ -57,7 +58,8 @@ def run(config, workdir, mesh):
       config.seed, config.eval.prompts, relations=tuple(data.relations),
       held_out=True,
   )
-  sampler = sampling.Sampler(policy, tokenizer, mesh, config.eval)
+  read = Tokens(config.eval.max_tokens)
+  sampler = sampling.Sampler(policy, read, mesh, config.eval)
 
   def evaluate(params):
     images = sampler(params | frozen, None, prompts, config.seed)

@@ -15,15 +15,14 @@ _NAMES = {
     "diversity": "layout diversity, fresh renders = 1",
     "claimed": "every relation right (reward's claim)",
 }
+_BY_ORACLE = (
+    "Held-out prompts, by the oracle",
+    {
+        "all_relations": "every relation right",
+        "object_recall": "objects found",
+    },
+)
 _PANELS = [
-    ("Reward", {"reward": "mean", "reward_std": "spread"}),
-    (
-        "Held-out prompts, by the oracle",
-        {
-            "all_relations": "every relation right",
-            "object_recall": "objects found",
-        },
-    ),
     ("Ratio", {"ratio": "mean", "ratio_max": "largest"}),
     ("Share clipped", {"clip_high": "above", "clip_low": "below"}),
     ("Distance to the base", {"anchor": "anchor", "approx_kl": "inner KL"}),
@@ -51,8 +50,8 @@ def trained(workdir, summary, rows, prompts, before, after):
     after: the same prompts and noise, the trained one.
   """
   folder = workdir / FOLDER
-  plots.curves(folder / "curves.png", rows, _PANELS)
-  picked = _spread(prompts)
+  plots.curves(folder / "curves.png", rows, panels(_BY_ORACLE))
+  picked = spread(prompts)
   plots.gallery(
       folder / "before_after.png",
       {"base": before[0][picked], "trained": after[0][picked]},
@@ -92,7 +91,7 @@ def trained(workdir, summary, rows, prompts, before, after):
 def evaluated(workdir, summary, prompts, images, judged):
   """The report of an `eval` job; arguments as in `trained`."""
   folder = workdir / FOLDER
-  picked = _spread(prompts)
+  picked = spread(prompts)
   plots.gallery(
       folder / "gallery.png",
       {"": images[picked]},
@@ -112,6 +111,12 @@ def evaluated(workdir, summary, prompts, images, judged):
           _failures(folder, prompts, images, judged),
       ],
   )
+
+
+def panels(held_out):
+  """Panels of an online run's curves; `held_out` is the one of its measure."""
+  reward = ("Reward", {"reward": "mean", "reward_std": "spread"})
+  return [reward, held_out, *_PANELS]
 
 
 def _failures(folder, prompts, images, judged):
@@ -147,7 +152,7 @@ def _why(graph, _, verdict):
   return ", ".join(false)
 
 
-def _spread(prompts):
+def spread(prompts):
   """Indices over all prompts, evenly, at most as many as are shown."""
   count = min(_SHOWN, len(prompts))
   return np.linspace(0, len(prompts) - 1, count).astype(int).tolist()

@@ -4,6 +4,7 @@ With `data.kind` "captions" the same backbone and loss learn only which of two
 captions belongs to an image: the control that shows what the pairs are worth.
 """
 
+import functools
 import json
 
 import jax
@@ -16,6 +17,7 @@ from spatialrl.models import reward_model
 from spatialrl.models.build import load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rl.preference import PREFERENCE_LOSSES
+from spatialrl.train import reward_images
 from spatialrl.train.supervised import fit
 
 KINDS = ("pairs", "captions")
@@ -25,8 +27,16 @@ _HELD_OUT_SEED = 1 << 20  # evaluation pairs share no seed with training
 def run(config, workdir, mesh):
   """Trains from scratch, or from `config.init`, and exports the average.
 
-  Writes `reward.safetensors` in the workdir.
+  Writes `reward.safetensors` in the workdir. With `world` "images" it is
+  `reward_images` that runs.
   """
+  if config.loss not in PREFERENCE_LOSSES:
+    raise ValueError(
+        f"loss is {config.loss!r}; allowed are {sorted(PREFERENCE_LOSSES)}."
+    )
+  if config.get("world") == "images":
+    score = functools.partial(compare, name=config.loss)
+    return reward_images.run(config, workdir, mesh, score)
   if config.data.kind not in KINDS:
     raise ValueError(
         f"data.kind is {config.data.kind!r}; allowed are {KINDS}."
@@ -38,10 +48,6 @@ def run(config, workdir, mesh):
     )
   if config.batch % 2:
     raise ValueError(f"batch is {config.batch}; it must be even.")
-  if config.loss not in PREFERENCE_LOSSES:
-    raise ValueError(
-        f"loss is {config.loss!r}; allowed are {sorted(PREFERENCE_LOSSES)}."
-    )
   tokenizer = tokenizers.load()
   model = reward_model.RewardConfig(
       vocabulary=len(tokenizer), **config.reward.to_dict()
@@ -55,7 +61,6 @@ def run(config, workdir, mesh):
           f" the tokenizer need {model}."
       )
   make_batch = {"pairs": _preferences, "captions": _captions}[config.data.kind]
-  preference = PREFERENCE_LOSSES[config.loss]
 
   def loss(params, batch, key):
     noise_key, level_key = jax.random.split(key)
@@ -73,13 +78,7 @@ def run(config, workdir, mesh):
         batch["mask"].reshape(2 * rows, -1),
     )
     mu, log_sigma = mu.reshape(rows, 2), log_sigma.reshape(rows, 2)
-    if config.loss == "bradley_terry":
-      value = preference(mu[:, 0], mu[:, 1])
-    else:
-      value = preference(mu[:, 0], log_sigma[:, 0], mu[:, 1], log_sigma[:, 1])
-    right = jnp.mean((mu[:, 0] > mu[:, 1]).astype(jnp.float32))
-    sigma = jnp.mean(jnp.exp(log_sigma))
-    return jnp.mean(value), {"accuracy": right, "sigma": sigma}
+    return compare(mu, log_sigma, config.loss)
 
   rater = Rater(model, tokenizer, mesh, config.eval.batch)
 
@@ -102,6 +101,27 @@ def run(config, workdir, mesh):
       jax.device_get(state.ema),
       {"reward": model.to_json(), "config": json.dumps(config.to_dict())},
   )
+
+
+def compare(mu, log_sigma, name):
+  """The loss of comparisons.
+
+  Args:
+    mu: f32[B, 2], mean score of the winner and of the loser.
+    log_sigma: f32[B, 2], logarithm of its standard deviation.
+    name: key of PREFERENCE_LOSSES.
+
+  Returns:
+    (f32[], dict of f32[]).
+  """
+  preference = PREFERENCE_LOSSES[name]
+  if name == "bradley_terry":
+    value = preference(mu[:, 0], mu[:, 1])
+  else:
+    value = preference(mu[:, 0], log_sigma[:, 0], mu[:, 1], log_sigma[:, 1])
+  right = jnp.mean((mu[:, 0] > mu[:, 1]).astype(jnp.float32))
+  sigma = jnp.mean(jnp.exp(log_sigma))
+  return jnp.mean(value), {"accuracy": right, "sigma": sigma}
 
 
 # Perturbed relations and relations of the prompt, as SpatialScore's benchmark

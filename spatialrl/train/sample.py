@@ -5,16 +5,20 @@ import json
 import jax
 from PIL import Image
 
-from spatialrl.data import scenes, tokenizers
+from spatialrl.data import scenes
+from spatialrl.data.prompts import Tokens
 from spatialrl.io.workdir import prepare
 from spatialrl.models.build import load_policy, load_trained
 from spatialrl.parallel import mesh as meshes
 from spatialrl.scenes import grammar
+from spatialrl.train import sample_images
 from spatialrl.train.sampling import Sampler
 
 
 def run(config, workdir, mesh):
   """Writes one `NNNN.png` an image and `prompts.jsonl` in the workdir."""
+  if config.get("world") == "images":
+    return sample_images.run(config, workdir, mesh)
   prompts = list(config.sample.prompts)
   if not prompts:
     prompts = scenes.prompts(
@@ -29,7 +33,8 @@ def run(config, workdir, mesh):
   params, trained = jax.device_put(
       (params, trained), meshes.replicated(mesh)
   )
-  sampler = Sampler(policy, tokenizers.load(), mesh, config.eval)
+  read = Tokens(config.eval.max_tokens)
+  sampler = Sampler(policy, read, mesh, config.eval)
   repeated = [p for p in prompts for _ in range(config.eval.images)]
   images = sampler(params, trained, repeated, config.seed)
   scale = max(1, config.sample.pixels // policy.size)

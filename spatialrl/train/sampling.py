@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatialrl.data import tokenizers
 from spatialrl.flow.rollout import guided
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.parallel import mesh as meshes
+from spatialrl.train.slots import bind
 
 _NOISE = 11
 
@@ -15,52 +15,63 @@ _NOISE = 11
 class Sampler:
   """A compiled ODE sampler; call it with weights, prompts and a seed."""
 
-  def __init__(self, policy, tokenizer, mesh, config):
+  def __init__(self, policy, read, mesh, config):
     """Prepares sampling.
 
     Args:
-      policy: Policy.
-      tokenizer: its tokenizer.
+      policy: Policy or DiffusionPolicy.
+      read: reader of `data.prompts` for it.
       mesh: the mesh in use.
-      config: fields `steps`, `shift`, `guidance`, `batch`, `max_tokens`.
+      config: fields `steps`, `guidance`, `batch`, and `schedule`, a slot, or
+        `shift` for the schedule "shifted".
     """
-    self._policy, self._tokenizer = policy, tokenizer
+    self._policy, self._read = policy, read
     self._mesh, self._config = mesh, config
     meshes.check_divides(mesh, "eval.batch", config.batch)
-    self._times = SCHEDULES["shifted"](config.steps, shift=config.shift)
+    if "schedule" in config:
+      self._times = bind(SCHEDULES, config.schedule, "eval.schedule")(
+          config.steps
+      )
+    else:
+      self._times = SCHEDULES["shifted"](config.steps, shift=config.shift)
     self._sample = jax.jit(self._run, out_shardings=meshes.replicated(mesh))
 
-  def __call__(self, params, trainable, prompts, seed):
+  def __call__(self, params, trainable, prompts, seed, index=None):
     """Draws one image a prompt.
 
     The noise of image i depends on (seed, i) alone, so two policies can be
     compared on the same prompts and noise.
 
+    Args:
+      params: the frozen base.
+      trainable: what was trained, or None for the base itself.
+      prompts: list of N str.
+      seed: int.
+      index: i[N], the i of each image; None counts them from 0.
+
     Returns:
       u8[len(prompts), size, size, 3].
     """
     batch = self._config.batch
-    ids, mask = tokenizers.encode(
-        self._tokenizer, prompts, self._config.max_tokens
-    )
+    if index is None:
+      # Rows that fill up the last batch count on, as they always have.
+      index = np.arange(len(prompts))
     key = jax.random.fold_in(jax.random.key(seed), _NOISE)
     images = []
     for start in range(0, len(prompts), batch):
       rows = np.arange(start, start + batch) % len(prompts)
-      out = self._sample(
-          params, trainable, ids[rows], mask[rows], jnp.arange(batch) + start,
-          key,
-      )
+      text = self._read([prompts[i] for i in rows])
+      places = jnp.asarray(np.asarray(index)[rows], jnp.int32)
+      out = self._sample(params, trainable, text, places, key)
       images.append(np.asarray(out))
     return np.concatenate(images)[: len(prompts)]
 
-  def _run(self, params, trainable, ids, mask, index, key):
+  def _run(self, params, trainable, text, index, key):
     policy, scale = self._policy, self._config.guidance
-    rows = meshes.batched(self._mesh)
-    ids, mask = jax.lax.with_sharding_constraint((ids, mask), rows)
+    text = jax.lax.with_sharding_constraint(text, meshes.batched(self._mesh))
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     x = jax.vmap(lambda k: jax.random.normal(k, policy.latent_shape))(keys)
-    cond = policy.encode(params, ids, mask)
+    cond = policy.encode(params, *text)
     empty = policy.encode_empty(params, cond)
 
     def velocity(x, t, c):

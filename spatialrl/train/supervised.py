@@ -14,7 +14,9 @@ from spatialrl.train.run import Run
 from spatialrl.train.state import init_state, make_optimizer
 
 
-def fit(config, workdir, mesh, params, loss, make_batch, evaluate):
+def fit(
+    config, workdir, mesh, params, loss, make_batch, evaluate, frozen=()
+):
   """Trains `params` for `config.steps` batches, resuming where it can.
 
   Args:
@@ -23,9 +25,11 @@ def fit(config, workdir, mesh, params, loss, make_batch, evaluate):
     workdir: directory of the run.
     mesh: the mesh in use.
     params: nested dict, the weights to start from.
-    loss: (params, batch, key) -> (f32[], dict of f32[]).
+    loss: (params, batch, key, *frozen) -> (f32[], dict of f32[]).
     make_batch: step -> pytree of numpy arrays with `config.batch` rows each.
     evaluate: ema weights -> dict of floats, run every `eval_every` steps.
+    frozen: tuple of trees on the devices; closed over, large ones would be
+      constants of the program.
 
   Returns:
     The final TrainState.
@@ -35,10 +39,10 @@ def fit(config, workdir, mesh, params, loss, make_batch, evaluate):
   rows = meshes.batched(mesh)
 
   @jax.jit
-  def update(state, batch):
+  def update(state, batch, *frozen):
     key = jax.random.fold_in(state.key, state.step)
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-        state.params, batch, key
+        state.params, batch, key, *frozen
     )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -66,7 +70,7 @@ def fit(config, workdir, mesh, params, loss, make_batch, evaluate):
     for step in run.steps(start):
       batch = jax.device_put(ahead.result(), rows)
       ahead = pool.submit(make_batch, step + 1)
-      state, metrics = update(state, batch)
+      state, metrics = update(state, batch, *frozen)
       done = step + 1
       if done % config.log_every == 0 or done == config.steps:
         values = {name: float(value) for name, value in metrics.items()}

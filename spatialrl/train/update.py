@@ -54,7 +54,7 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
         return policy.velocity(base, weights, x, t, c)
 
       closure = guided(velocity, cond, empty, guidance)
-      return closure if policy.mmdit.remat else repeatable(closure)
+      return closure if policy.remat else repeatable(closure)
 
     fields = {"new": trainable, "old": old, "reference": None}
     return View(

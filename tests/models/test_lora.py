@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,3 +180,14 @@ def test_a_target_that_matches_nothing_is_named(params):
   none = dataclasses.replace(ADAPTED, lora=LoRAConfig(targets=("block/q",)))
   with pytest.raises(ValueError, match="lora.targets is .*block/q.*no dense"):
     jax.eval_shape(none.init_trainable, jax.random.key(1), params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapted_layer_keeps_its_dtype(dtype):
+  layer = nn.Dense(4, dtype=dtype)
+  with lora.adapted(LoRAConfig(2, 2.0, (".*",))):
+    out, variables = layer.init_with_output(
+      jax.random.key(0), jnp.ones((1, 3), dtype)
+    )
+  assert out.dtype == dtype
+  assert variables[lora.COLLECTION]["a"].dtype == jnp.float32

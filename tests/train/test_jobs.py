@@ -41,6 +41,8 @@ _RUNS = [
     (path.stem, arg)
     for path in sorted(_CONFIGS.glob("*.py"))
     for arg in ("tiny",)
+    # Those on real backbones are run in test_images.
+    if load_config(path, arg).get("world") != "images"
 ] + [
     ("scenes_eval", "sample"),
     ("scenes_reward", "captions"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ class Linear:
   """A policy of one matrix, for what the loop does whatever the network."""
 
   latent_shape = (2, 2, 192)
-  mmdit = types.SimpleNamespace(remat=False)
+  remat = False
 
   def init(self):
     return {"w": 0.1 * normal(1, 192, 192), "words": 0.1 * normal(2, 4, 192)}

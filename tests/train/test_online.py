@@ -16,7 +16,7 @@ from spatialrl.io.metrics import read_metrics, without_timings
 from spatialrl.models.build import load_policy
 from spatialrl.rewards.judges import make_judges
 from spatialrl.train import loop as loops
-from spatialrl.train import online
+from spatialrl.train import online, worlds
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -205,7 +205,7 @@ def test_an_unknown_field_is_one_sentence(weights, cache, tmp_path):
 
 
 def test_a_nan_reward_stops_the_run(online_config, mesh, tmp_path, monkeypatch):
-  judge = online.make_judges
+  judge = worlds.make_judges
 
   def broken(config, mesh):
     judges = judge(config, mesh)
@@ -225,6 +225,6 @@ def test_a_nan_reward_stops_the_run(online_config, mesh, tmp_path, monkeypatch):
 
     return {"spatial_score": Broken()}
 
-  monkeypatch.setattr(online, "make_judges", broken)
+  monkeypatch.setattr(worlds, "make_judges", broken)
   with pytest.raises(ValueError, match=r"at step 1.*last good checkpoint"):
     online.run(online_config, tmp_path / "run", mesh)

@@ -1,0 +1,154 @@
+"""A pipeline folder of diffusers as a policy, and its prompts as text states.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+from absl import logging
+
+from spatialrl.convert import folder, stream
+from spatialrl.data import encode
+from spatialrl.data.prompts import States
+from spatialrl.models import clip, t5
+from spatialrl.models.diffusion import DiffusionPolicy
+from spatialrl.models.lora import LoRAConfig
+from spatialrl.parallel import mesh as meshes
+
+# Kind of the transformer -> kinds of its text encoders, in their order.
+_ENCODERS = {"sd3": ("clip", "clip", "t5"), "flux": ("clip", "t5")}
+_APPLY = {"clip": clip.conditioning, "t5": t5.conditioning}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """What a run has of a pipeline folder.
+
+  Attributes:
+    policy: DiffusionPolicy.
+    params: its base weights, on the devices.
+    read: `data.prompts.States` of all prompts that were asked for.
+    transformer: `convert.folder.Whole` of the network, for the way back.
+  """
+
+  policy: DiffusionPolicy
+  params: dict
+  read: States
+  transformer: folder.Whole
+
+
+def load(config, mesh, prompts):
+  """Reads a pipeline and encodes the prompts that its cache lacks.
+
+  Text encoders are gone from memory before the network is read.
+
+  Args:
+    config: fields `model` (`folder`, `size`, `dtype`, `attention`,
+      `distilled_guidance`), `text` (see `encode_prompts`), `lora`, `remat`.
+    mesh: the mesh in use; every device holds all weights.
+    prompts: list of str; the empty one is added.
+
+  Returns:
+    Backbone.
+
+  Raises:
+    ValueError: see `convert.folder.open_model`; all folders are looked through
+      before anything is computed.
+  """
+  model, root = config.model, pathlib.Path(config.model.folder).expanduser()
+  transformer = folder.open_model(root / "transformer")
+  kind = transformer.model.kind
+  if kind not in _ENCODERS:
+    raise ValueError(
+        f"{root / 'transformer'} holds {transformer.model.class_name}; allowed"
+        f" are transformers of {sorted(_ENCODERS)}."
+    )
+  coder = folder.open_model(root / "vae", "vae")
+  lora = None
+  if config.lora.rank:
+    targets = tuple(config.lora.targets)
+    lora = LoRAConfig(config.lora.rank, config.lora.alpha, targets)
+  policy = DiffusionPolicy(
+      size=model.size,
+      network=dataclasses.replace(
+          transformer.sizes,
+          dtype=model.dtype,
+          attention=model.attention,
+          remat=config.remat,
+      ),
+      autoencoder=dataclasses.replace(coder.sizes, dtype=model.dtype),
+      distilled_guidance=model.distilled_guidance,
+      lora=lora,
+  )
+  encode_prompts(root, kind, config.text, ["", *prompts])
+  read = States(config.text.cache)
+  text, pooled = read([""])
+  whole = meshes.replicated(mesh)
+  load_whole = functools.partial(
+      stream.load_whole,
+      dtype=model.dtype,
+      placement=lambda path, shape: whole,
+  )
+  empty = jax.device_put({"text": text, "pooled": pooled}, whole)
+  params = {
+      "network": load_whole(transformer),
+      "autoencoder": load_whole(coder),
+      "empty": empty,
+  }
+  return Backbone(policy, params, read, transformer)
+
+
+def encode_prompts(root, kind, config, prompts):
+  """Brings the cache of text states up to date; see `encode.encode_prompts`.
+
+  Args:
+    root: path of the pipeline folder, with text encoders and tokenizers.
+    kind: "sd3" or "flux".
+    config: fields `cache` (a folder), `t5_tokens`, `dtype` (of encoders and
+      cache), `batch`, `too_long`.
+    prompts: list of str.
+  """
+  encoders, folders = [], []
+  for name, suffix in zip(_ENCODERS[kind], ("", "_2", "_3"), strict=False):
+    tokenizer = root / f"tokenizer{suffix}"
+    whole = folder.open_model(root / f"text_encoder{suffix}", name)
+    folders += [tokenizer, whole.model.path]
+    encoders.append(
+        encode.Encoder(
+            encode.load_tokenizer(tokenizer, name),
+            encode.CLIP_TOKENS if name == "clip" else config.t5_tokens,
+            _Lazy(_APPLY[name], whole, config.dtype),
+        )
+    )
+  _, cut = encode.encode_prompts(
+      config.cache,
+      prompts,
+      encoders,
+      join=kind,
+      model=encode.model_key(folders),
+      dtype=config.dtype,
+      batch=config.batch,
+      too_long=config.too_long,
+  )
+  for prompt, tokens, removed in cut:
+    logging.warning(
+        "an encoder of %d tokens cut %r off %r", tokens, removed, prompt
+    )
+
+
+class _Lazy:
+  """A text encoder whose weights are read when the first prompt needs them."""
+
+  def __init__(self, function, whole, dtype):
+    self._function, self._whole, self._dtype = function, whole, dtype
+
+  def __call__(self, ids):
+    return self._apply(ids)
+
+  @functools.cached_property
+  def _apply(self):
+    sizes = dataclasses.replace(self._whole.sizes, dtype=self._dtype)
+    params = stream.load_whole(self._whole, dtype=self._dtype)
+    run = jax.jit(functools.partial(self._function, sizes))
+    return functools.partial(run, params)

@@ -1,0 +1,165 @@
+"""Measuring a policy by its reward, and what a run on real backbones leaves.
+
+There is no oracle here: held-out prompts are scored by the judges that train.
+"""
+
+import pathlib
+import shutil
+import time
+
+import numpy as np
+
+from spatialrl.convert import adapters, lora
+from spatialrl.io import plots
+from spatialrl.io.metrics import read_metrics
+from spatialrl.io.report import FOLDER, Section, write_report
+from spatialrl.io.workdir import write_json
+from spatialrl.rewards.aggregate import weighted_sum
+from spatialrl.train import finish, reports
+from spatialrl.train.sampling import Sampler
+
+_SEED = 1 << 21  # of evaluation noise, as in `finish`
+_HELD_OUT = ("Held-out prompts", {"held_out_reward": "mean reward"})
+
+
+class Evaluation:
+  """Held-out prompts, the sampler, and the rewards a policy gets on them."""
+
+  def __init__(self, config, mesh, policy, read, judges, prompts):
+    """Prepares sampling.
+
+    Args:
+      config: fields `aggregate` and `eval` (`images` of each prompt,
+        `quick_prompts`, and what `Sampler` needs).
+      mesh: the mesh in use.
+      policy: DiffusionPolicy.
+      read: reader of `data.prompts` for it.
+      judges: dict of judges.
+      prompts: list of N held-out str.
+    """
+    finish.check_quick(config.eval)
+    self._config, self._judges = config, judges
+    self._prompts = prompts
+    self._sampler = Sampler(policy, read, mesh, config.eval)
+
+  def quick(self, base, trainable):
+    """The mean reward on the first prompts, one image each."""
+    prompts = self._prompts[: self._config.eval.quick_prompts]
+    numbers, _, _ = self._measure(base, trainable, prompts)
+    return {"held_out_reward": numbers["reward"]}
+
+  def full(self, base, trainable):
+    """Everything, on all prompts.
+
+    Returns:
+      (dict of floats: `reward`, the mean of the weighted sum that trains, one
+      mean a judge under its name, and `failed_scores`; images u8[M, S, S, 3];
+      rewards f32[M]).
+    """
+    return self._measure(base, trainable, self.repeated())
+
+  def repeated(self):
+    """Every prompt as often as images are drawn of it: list of M str."""
+    return [p for p in self._prompts for _ in range(self._config.eval.images)]
+
+  def _measure(self, base, trainable, prompts):
+    images = self._sampler(base, trainable, prompts, _SEED)
+    batch, parts = self._config.eval.batch, []
+    for start in range(0, len(prompts), batch):
+      rows = np.arange(start, start + batch) % len(prompts)
+      pixels = images[rows].astype(np.float32) / 127.5 - 1
+      chosen = [prompts[i] for i in rows]
+      parts.append({
+          name: judge(pixels, chosen) for name, judge in self._judges.items()
+      })
+    a = self._config.aggregate
+    rewards = np.concatenate([
+        weighted_sum(part, weights=a.weights, caps=a.get("caps"))
+        for part in parts
+    ])[: len(prompts)]
+    scored = np.isfinite(rewards)
+    if not scored.any():
+      raise ValueError(f"none of {len(prompts)} held-out images was scored.")
+    numbers = {"reward": rewards[scored].mean()}
+    for name in self._judges:
+      scores = np.concatenate([part[name].scalar for part in parts])
+      numbers[name] = scores[: len(prompts)][scored].mean()
+    numbers["failed_scores"] = (~scored).sum()
+    return {n: float(value) for n, value in numbers.items()}, images, rewards
+
+
+def summarise(config, workdir, evaluation, opened, state, began, compilations):
+  """Measures base and final policy; writes weights, LoRA, summary and report.
+
+  Args:
+    config: of the run.
+    workdir: its directory.
+    evaluation: Evaluation.
+    opened: `backbone.Backbone`.
+    state: the final TrainState.
+    began: `time.perf_counter()` at the start.
+    compilations: dict of int.
+
+  Returns:
+    The dict written to `summary.json`.
+  """
+  workdir = pathlib.Path(workdir)
+  before = evaluation.full(opened.params, None)
+  after = evaluation.full(opened.params, state.ema)
+  summary = {
+      "base": before[0],
+      "final": after[0],
+      "seconds": time.perf_counter() - began,
+      "seed": config.seed,
+      "config": config.to_dict(),
+      "steps": config.steps,
+      "compilations": compilations,
+  }
+  finish.save_trained(workdir, config, state, config.model.folder)
+  if opened.policy.lora is not None:
+    whole = opened.transformer
+    pairs = adapters.from_tree(opened.policy.lora, state.ema, whole)
+    if (workdir / "lora").exists():  # of this run, before it went on
+      shutil.rmtree(workdir / "lora")
+    lora.write(workdir / "lora", "diffusers", pairs, whole)
+  write_json(workdir / "summary.json", summary)
+  _report(workdir, summary, evaluation.repeated(), before, after)
+  return summary
+
+
+def _report(workdir, summary, prompts, before, after):
+  """Numbers, curves, and the same prompts and noise before and after."""
+  folder = workdir / FOLDER
+  panels = reports.panels(_HELD_OUT)
+  plots.curves(folder / "curves.png", read_metrics(workdir), panels)
+  picked = reports.spread(prompts)
+  (_, first, was), (_, second, now) = before, after
+  plots.gallery(
+      folder / "before_after.png",
+      {"base": first[picked], "trained": second[picked]},
+      [f"{prompts[i]}\nreward {was[i]:.2f}, then {now[i]:.2f}" for i in picked],
+      {},
+  )
+  write_report(
+      workdir,
+      title=f"Online run, {summary['steps']} iterations",
+      summary={
+          name: (summary["base"][name], value)
+          for name, value in summary["final"].items()
+      },
+      settings=summary["config"],
+      sections=[
+          Section(
+              "Curves",
+              "The judges that score held-out prompts are those that train: a"
+              " rising curve says that the policy learned the reward, not that"
+              " its images are better.",
+              "curves.png",
+          ),
+          Section(
+              "Before and after",
+              "The same held-out prompts and the same noise.",
+              "before_after.png",
+          ),
+      ],
+  )
