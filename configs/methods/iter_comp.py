@@ -13,20 +13,10 @@ from spatialrl.train.configs import load_config, reward_by_aspect
 
 def get_config(arg=""):
   """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
-  c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
-  steps = c.rollout.steps
-  late = max(steps // 4, 1)
-  c.rollout.update({
-      "window": late, "window_range": (steps - late, steps), "visited": 1,
-      "last_step": "noise",
-  })
-  c.transition = {"name": "ode"}
+  c = load_config(pathlib.Path(__file__).with_name("refl.py"), arg)
   weights = {"relations": 1.0, "things": 1.0, "quality": 1.0}
   reward_by_aspect(c, weights, squash=False)
   c.aggregate.caps = dict.fromkeys(weights, 2.0)
-  c.select = {"name": "all"}
-  c.advantage = {"name": "raw"}
-  c.objective = {"name": "reward_step"}
   c.anchor = {"name": "velocity_mse"}
   c.train.anchor_weight = 0.01
   return c

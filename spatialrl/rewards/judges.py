@@ -28,7 +28,10 @@ class SpatialScore:
 
   def __init__(self, config, mesh):
     """Loads `config.weights`, a path or a packaged file."""
-    self.model, params = load_reward(config.weights)
+    self._prepare(*load_reward(config.weights), mesh)
+
+  def _prepare(self, model, params, mesh):
+    self.model = model
     self.params = jax.device_put(params, meshes.replicated(mesh))
     self._tokenizer = tokenizers.load()
     self._rows = meshes.batched(mesh)
@@ -83,7 +86,7 @@ class Pairwise(SpatialScore):
     return dataclasses.replace(signals, pair=pair)
 
 
-class Aspect:
+class Aspect(SpatialScore):
   """One aspect of an image, as a head on the reward's backbone scores it.
 
   `scalar` is the score, or with the field `squash` its logistic, in (0, 1);
@@ -92,29 +95,14 @@ class Aspect:
 
   def __init__(self, config, mesh, *, aspect):
     """Fields `weights` (of the heads), `reward` (their backbone), `squash`."""
-    self.model, *params = load_heads(config.weights, config.reward)
-    self.params = jax.device_put(tuple(params), meshes.replicated(mesh))
+    model, *params = load_heads(config.weights, config.reward)
+    self._prepare(model, tuple(params), mesh)
     self._index = reward_heads.ASPECTS.index(aspect)
     self._squash = config.squash
-    self._tokenizer = tokenizers.load()
-    self._rows = meshes.batched(mesh)
-    self._judge = jax.jit(self._run)
-
-  def __call__(self, images, prompts):
-    """Scores images under prompts, sharded over the mesh's data axes."""
-    ids, mask = tokenizers.encode(
-        self._tokenizer, prompts, self.model.max_tokens
-    )
-    ids, mask = jax.device_put((ids, mask), self._rows)
-    return self._judge(self.params, images, ids, mask)
 
   def score(self, images, ids, mask):
     """The scalar, f32[B], as a function to differentiate in the images."""
     return self._run(self.params, images, ids, mask).scalar
-
-  def compilations(self):
-    """How many programs were compiled; 1 for a steady batch shape."""
-    return self._judge._cache_size()
 
   def _run(self, params, images, ids, mask):
     backbone, heads = params

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from spatialrl.data import tokenizers
+from spatialrl.data import scenes, tokenizers
 from spatialrl.io import assets
 from spatialrl.models import reward_model
 from spatialrl.parallel.mesh import make_mesh
@@ -119,3 +119,39 @@ def test_pairs_are_compared_within_a_group_and_may_tie(weights_of_a_reward):
 def test_an_unknown_judge_is_named():
   with pytest.raises(ValueError, match=r"'clip'.*spatial_score"):
     judges.make_judges(ConfigDict({"clip": {}}), make_mesh((-1, 1, 1)))
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_packaged_heads_judge_their_aspect_and_find_the_flaw(squash):
+  pairs = {
+      "relations": scenes.reward_pairs(7, 0, 48, size=32, relations=(1,)),
+      "things": scenes.thing_pairs(7, 0, 48, size=32, relations=(1,)),
+  }
+  settings = {
+      "weights": "heads.safetensors", "reward": "reward.safetensors",
+      "squash": squash,
+  }
+  made = judges.make_judges(
+      ConfigDict(dict.fromkeys(pairs, settings)), make_mesh((-1, 1, 1))
+  )
+  for name, data in pairs.items():
+    right, wrong = (
+        made[name](images.astype(np.float32) / 127.5 - 1, data.prompts)
+        for images in (data.perfect, data.perturbed)
+    )
+    # In (0, 1) the surest scores round to 1 and tie.
+    assert np.mean(right.scalar >= wrong.scalar) > 0.8, name
+    assert np.mean(right.scalar > wrong.scalar) > 0.7, name
+    assert right.map.shape == (48, 4, 4)
+    assert np.mean(wrong.map) > 2 * np.mean(right.map), name
+    inside = (0 <= right.scalar) & (right.scalar <= 1)
+    assert bool(inside.all()) == squash
+    tokenizer = tokenizers.load()
+    ids, mask = tokenizers.encode(
+        tokenizer, data.prompts, made[name].model.max_tokens
+    )
+    again = made[name].score(
+        data.perfect.astype(np.float32) / 127.5 - 1, ids, mask
+    )
+    np.testing.assert_allclose(again, right.scalar, rtol=1e-3, atol=1e-3)
+    assert made[name].compilations() == 1
