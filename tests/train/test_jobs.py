@@ -38,11 +38,12 @@ _JOBS = {
     "sample": sample,
 }
 _RUNS = [
-    (path.stem, arg)
+    (path.stem, "tiny")
     for path in sorted(_CONFIGS.glob("*.py"))
-    for arg in ("tiny",)
-    # Those on real backbones are run in test_images.
-    if load_config(path, arg).get("world") != "images"
+    # Tiny, scenes_grpo is the quickstart; those on real backbones are run in
+    # test_images.
+    if path.stem != "scenes_grpo"
+    and load_config(path, "tiny").get("world") != "images"
 ] + [
     ("scenes_eval", "sample"),
     ("scenes_reward", "captions"),
@@ -174,3 +175,13 @@ def test_unknown_choices_are_named(name, job, field, value, mesh, tmp_path):
   config[field] = value
   with pytest.raises(ValueError, match=f"{field} is {value!r}"):
     job.run(config, tmp_path, mesh)
+
+
+def test_the_smallest_long_run_is_the_quickstart(mesh):
+  tiny_run, quickstart = (
+      load_config(_CONFIGS / f"{name}.py", "tiny")
+      for name in ("scenes_grpo", "quickstart")
+  )
+  assert tiny_run == quickstart
+  for arg in ("", "full", "oracle"):
+    online.check(load_config(_CONFIGS / "scenes_grpo.py", arg), mesh)
