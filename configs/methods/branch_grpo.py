@@ -22,8 +22,8 @@ def get_config(arg=""):
   c.transition = {"name": "dance_sde", "eta": 0.3}
   c.select = {"name": "all"}
   c.advantage = {
-      "name": "branch_depth", "window": c.rollout.window,
-      "splits": c.rollout.splits, "eps": 1e-4,
+      "name": "branch_depth", "window": c.rollout.get_ref("window"),
+      "splits": c.rollout.get_ref("splits"), "eps": 1e-4,
   }
   c.objective.clip_range = 1e-3
   c.anchor = {"name": "none"}

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from experiments.throughput import against_torch as setting
+from experiments.throughput import sides as setting
+from experiments.throughput.against_torch import THREADS
 from spatialrl.io.workdir import write_json
 from spatialrl.models import layers
 from spatialrl.models.attention import attend
@@ -39,7 +40,7 @@ def main():
   parser.add_argument("--out", required=True)
   args = parser.parse_args()
   prepare_process()
-  torch.set_num_threads(setting.THREADS)
+  torch.set_num_threads(THREADS)
   result = {name: compare(*piece) for name, piece in PIECES.items()}
   write_json(args.out, result)
   print(json.dumps(result, indent=2))

@@ -85,8 +85,7 @@ class Checkpointer:
       arrays = path / commit["arrays"]
       with context:
         response = ocp.save_async(arrays, tree, overwrite=True)
-    except Exception as error:
-      # Orbax and TensorStore raise many kinds; all become one sentence.
+    except Exception as error:  # Orbax and TensorStore raise many kinds
       raise self._failed(path, error) from error
     self._pending = self._thread.submit(self._finish, path, response, commit)
     if block:
@@ -145,8 +144,7 @@ class Checkpointer:
         steps.write_commit(path, commit)
         steps.remove_uncommitted(path)
         self._drop_old()
-    except Exception as error:
-      # Orbax and TensorStore raise many kinds; all become one sentence.
+    except Exception as error:  # Orbax and TensorStore raise many kinds
       raise self._failed(path, error) from error
 
   def _drop_old(self):
@@ -262,8 +260,7 @@ def _load(path, table, targets):
   try:
     with context:
       tree = ocp.load(path, leaves.nested_on_disk(table, targets))
-  except Exception as error:
-    # Orbax and TensorStore raise many kinds; all become one sentence.
+  except Exception as error:  # Orbax and TensorStore raise many kinds
     raise CheckpointError(
       f"checkpoint {path} cannot be read ({steps.reason(error)})"
     ) from error

@@ -17,8 +17,7 @@ from spatialrl.models import reward_heads, reward_model
 from spatialrl.models.build import load_heads, load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
-from spatialrl.rewards.ocr import Ocr
-from spatialrl.rewards.qwen import QwenScore
+from spatialrl.rewards import ocr, qwen
 from spatialrl.rewards.remote import Remote
 from spatialrl.scenes.render import to_uint8
 
@@ -164,6 +163,17 @@ def make_judges(config, mesh):
   return {name: JUDGES[name](config[name], mesh) for name in config}
 
 
+def check_prompts(config, prompts):
+  """Refuses prompts that a judge could not score, before any is made.
+
+  Args:
+    config: as for `make_judges`.
+    prompts: list of str, all that the run will ask about.
+  """
+  for name in config.keys() & PROMPT_CHECKS.keys():
+    PROMPT_CHECKS[name](config[name], prompts)
+
+
 def claims(judge, images, prompts, flips, batch):
   """Which images a judge takes for right.
 
@@ -201,10 +211,14 @@ JUDGES = {
     "spatial_score": SpatialScore,
     "pairwise": Pairwise,
     "oracle": Oracle,
-    "qwen_score": QwenScore,
+    "qwen_score": qwen.QwenScore,
     "remote": Remote,
-    "ocr": Ocr,
+    "ocr": ocr.Ocr,
 } | {
     aspect: functools.partial(Aspect, aspect=aspect)
     for aspect in reward_heads.ASPECTS
 }
+# Judges that do not take every prompt.
+PROMPT_CHECKS = {"qwen_score": qwen.check, "ocr": ocr.check}
+# Those with `score`, which can be differentiated in the images.
+SMOOTH = ("spatial_score", *reward_heads.ASPECTS)

@@ -5,6 +5,8 @@ import pathlib
 
 from spatialrl.models.reward_heads import ASPECTS
 
+WORLDS = ("scenes", "images")
+
 
 def load_config(path, arg=""):
   """`get_config(arg)` of a config file, as `--config PATH:ARG` gives it.
@@ -21,6 +23,18 @@ def load_config(path, arg=""):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(arg)
+
+
+def world_of(config):
+  """What a job is run on: "scenes", which is also the default, or "images".
+
+  Raises:
+    ValueError: for another value of the field `world`.
+  """
+  name = config.get("world", WORLDS[0])
+  if name not in WORLDS:
+    raise ValueError(f"world is {name!r}; allowed are {list(WORLDS)}.")
+  return name
 
 
 def reward_by_aspect(config, weights, *, squash):

@@ -1,5 +1,6 @@
 """Measuring a policy by the oracle, and what a finished run leaves behind."""
 
+import functools
 import json
 import pathlib
 import time
@@ -7,12 +8,13 @@ import time
 import jax
 import numpy as np
 
-from spatialrl.data import scenes, tokenizers
+from spatialrl.data import scenes
 from spatialrl.data.prompts import Tokens
 from spatialrl.evals import relations
 from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
 from spatialrl.io.workdir import write_json
+from spatialrl.models import reward_model
 from spatialrl.rewards.judges import claims
 from spatialrl.scenes import grammar, layout, render
 from spatialrl.train import reports
@@ -101,7 +103,8 @@ class Evaluation:
       return None
     model = self._judge.model
     rater = reward_job.Rater(
-        model, tokenizers.load(), self._mesh, self._config.batch
+        functools.partial(reward_model.score, model), model.max_tokens,
+        self._mesh, self._config.batch,
     )
     return {
         name: reward_job.pair_accuracy(

@@ -1,8 +1,8 @@
 """Slots that do not fit together, refused before anything is loaded."""
 
-from spatialrl.models.reward_heads import ASPECTS
 from spatialrl.records import Signals
 from spatialrl.rewards.aggregate import weighted_sum
+from spatialrl.rewards.judges import SMOOTH
 from spatialrl.rl.anchors import PATH_ANCHORS, WEIGHT_ANCHORS
 from spatialrl.rl.objectives import (
     CALLS,
@@ -13,7 +13,6 @@ from spatialrl.rl.objectives import (
 )
 
 WINDOW_MOVES = ("random", "moving", "backward")
-SMOOTH = ("spatial_score", *ASPECTS)  # judges with a gradient
 
 
 def check(config):

@@ -6,6 +6,7 @@ degraded copies a third. The map learns where, in the image that contradicts the
 prompt, the things stand that contradict it.
 """
 
+import functools
 import json
 
 import jax
@@ -19,9 +20,9 @@ from spatialrl.models.build import load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rl.preference import bradley_terry
 from spatialrl.scenes.layout import coverage
+from spatialrl.train.reward import HELD_OUT_SEED, Rater
 from spatialrl.train.supervised import fit
 
-_HELD_OUT_SEED = 1 << 20  # that of the job `reward`
 _RELATIONS, _THINGS = 0, 1  # kinds of pairs, indices into ASPECTS
 
 
@@ -63,7 +64,10 @@ def run(config, workdir, mesh):
     parts["flaws_loss"] = jnp.mean(jax.nn.softplus(right)) + jnp.mean(missed)
     return sum(parts.values()), parts
 
-  rater = _rater(model, backbone, tokenizer, mesh, config.eval.batch)
+  rater = Rater(
+      functools.partial(reward_heads.judge, model, backbone),
+      model.max_tokens, mesh, config.eval.batch,
+  )
   state = fit(
       config, workdir, mesh, heads, loss,
       lambda step: _batch(config, model, tokenizer, step),
@@ -89,11 +93,11 @@ def evaluate(rater, heads, pairs, model):
     the chance that a place of such a thing is marked above a free place.
   """
   relations = scenes.reward_pairs(
-      _HELD_OUT_SEED, 0, pairs, size=model.size, relations=(1, 2, 3),
+      HELD_OUT_SEED, 0, pairs, size=model.size, relations=(1, 2, 3),
       held_out=True,
   )
   things = scenes.thing_pairs(
-      _HELD_OUT_SEED, 0, pairs, size=model.size, relations=(1, 2, 3)
+      HELD_OUT_SEED, 0, pairs, size=model.size, relations=(1, 2, 3)
   )
   values = {}
   for index, data in ((_RELATIONS, relations), (_THINGS, things)):
@@ -129,32 +133,6 @@ def found(flaws, truth):
   ranks[np.argsort(values, kind="stable")] = np.arange(1, len(values) + 1)
   wins = ranks[:positive].sum() - positive * (positive + 1) / 2
   return float(pointing), float(wins / (positive * (len(values) - positive)))
-
-
-def _rater(model, backbone, tokenizer, mesh, batch):
-  """(heads, u8[N, S, S, 3], N prompts) -> (f32[N, 3], f32[N, h, w])."""
-  meshes.check_divides(mesh, "eval.batch", batch)
-  rows = meshes.batched(mesh)
-
-  @jax.jit
-  def score(heads, images, ids, mask):
-    images = images.astype(jnp.float32) / 127.5 - 1
-    images, ids, mask = jax.lax.with_sharding_constraint(
-        (images, ids, mask), rows
-    )
-    return reward_heads.judge(model, backbone, heads, images, ids, mask)
-
-  def rate(heads, images, prompts):
-    ids, mask = tokenizers.encode(tokenizer, prompts, model.max_tokens)
-    out = []
-    for start in range(0, len(prompts), batch):
-      picked = np.arange(start, start + batch) % len(prompts)
-      rated = score(heads, images[picked], ids[picked], mask[picked])
-      out.append(jax.device_get(rated))
-    scores, flaws = (np.concatenate(part) for part in zip(*out, strict=True))
-    return scores[: len(prompts)], flaws[: len(prompts)]
-
-  return rate
 
 
 def _batch(config, model, tokenizer, step):

@@ -24,8 +24,6 @@ def run(config, workdir, mesh):
   world = worlds.WORLDS[worlds.name_of(config)](config, workdir, mesh)
   loop = loops.Loop(config, mesh, world.policy, world.judges, world.read)
   base, prompts = world.params, world.prompts
-  if "ocr" in world.judges:
-    world.judges["ocr"].check(prompts)
   state = loop.init(base)
 
   with Run(config, workdir) as run_:

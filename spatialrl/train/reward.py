@@ -18,10 +18,11 @@ from spatialrl.models.build import load_reward
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rl.preference import PREFERENCE_LOSSES
 from spatialrl.train import reward_images
+from spatialrl.train.configs import world_of
 from spatialrl.train.supervised import fit
 
 KINDS = ("pairs", "captions")
-_HELD_OUT_SEED = 1 << 20  # evaluation pairs share no seed with training
+HELD_OUT_SEED = 1 << 20  # evaluation pairs share no seed with training
 
 
 def run(config, workdir, mesh):
@@ -34,7 +35,7 @@ def run(config, workdir, mesh):
     raise ValueError(
         f"loss is {config.loss!r}; allowed are {sorted(PREFERENCE_LOSSES)}."
     )
-  if config.get("world") == "images":
+  if world_of(config) == "images":
     score = functools.partial(compare, name=config.loss)
     return reward_images.run(config, workdir, mesh, score)
   if config.data.kind not in KINDS:
@@ -80,7 +81,10 @@ def run(config, workdir, mesh):
     mu, log_sigma = mu.reshape(rows, 2), log_sigma.reshape(rows, 2)
     return compare(mu, log_sigma, config.loss)
 
-  rater = Rater(model, tokenizer, mesh, config.eval.batch)
+  rater = Rater(
+      functools.partial(reward_model.score, model), model.max_tokens, mesh,
+      config.eval.batch,
+  )
 
   def evaluate(params):
     accuracy = {
@@ -135,7 +139,7 @@ def pair_accuracy(rater, params, pairs, size, perturbed, relations):
   The labels of every related pair of things were never related in training.
   """
   data = scenes.reward_pairs(
-      _HELD_OUT_SEED, 0, pairs, size=size, relations=relations,
+      HELD_OUT_SEED, 0, pairs, size=size, relations=relations,
       perturbed=perturbed, held_out=True,
   )
   better, _ = rater(params, data.perfect, data.prompts)
@@ -146,7 +150,7 @@ def pair_accuracy(rater, params, pairs, size, perturbed, relations):
 def thing_accuracy(rater, params, pairs, size):
   """Share of new scenes scored above the same with another colour or shape."""
   data = scenes.thing_pairs(
-      _HELD_OUT_SEED, 0, pairs, size=size, relations=(1, 2, 3)
+      HELD_OUT_SEED, 0, pairs, size=size, relations=(1, 2, 3)
   )
   better, _ = rater(params, data.perfect, data.prompts)
   worse, _ = rater(params, data.perturbed, data.prompts)
@@ -154,35 +158,43 @@ def thing_accuracy(rater, params, pairs, size):
 
 
 class Rater:
-  """A compiled reward model; call it with weights, images and prompts."""
+  """A compiled scorer; call it with weights, images and prompts."""
 
-  def __init__(self, model, tokenizer, mesh, batch):
-    """Prepares scoring in batches of `batch` rows."""
+  def __init__(self, score, max_tokens, mesh, batch):
+    """Prepares scoring in batches of `batch` rows.
+
+    Args:
+      score: (weights, images f32[B, S, S, 3], ids i32[B, L], mask bool[B, L])
+        -> tuple of arrays with a leading axis B.
+      max_tokens: L.
+      mesh: the mesh in use.
+      batch: B.
+    """
     meshes.check_divides(mesh, "eval.batch", batch)
-    self._model, self._tokenizer, self._batch = model, tokenizer, batch
-    rows = meshes.batched(mesh)
+    self._tokenizer, self._max_tokens = tokenizers.load(), max_tokens
+    self._batch, rows = batch, meshes.batched(mesh)
 
-    def score(params, images, ids, mask):
+    def run(params, images, ids, mask):
       images = images.astype(jnp.float32) / 127.5 - 1
       images, ids, mask = jax.lax.with_sharding_constraint(
           (images, ids, mask), rows
       )
-      return reward_model.score(model, params, images, ids, mask)
+      return score(params, images, ids, mask)
 
-    self._score = jax.jit(score, out_shardings=meshes.replicated(mesh))
+    self._score = jax.jit(run, out_shardings=meshes.replicated(mesh))
 
   def __call__(self, params, images, prompts):
-    """(mu f32[N], sigma f32[N]) of u8[N, S, S, 3] images under N prompts."""
-    ids, mask = tokenizers.encode(
-        self._tokenizer, prompts, self._model.max_tokens
-    )
+    """What `score` gives for u8[N, S, S, 3] under N prompts, as numpy."""
+    ids, mask = tokenizers.encode(self._tokenizer, prompts, self._max_tokens)
     out = []
     for start in range(0, len(prompts), self._batch):
       rows = np.arange(start, start + self._batch) % len(prompts)
-      mu_sigma = self._score(params, images[rows], ids[rows], mask[rows])
-      out.append(np.stack(jax.device_get(mu_sigma)))
-    mu, sigma = np.concatenate(out, axis=1)[:, : len(prompts)]
-    return mu, sigma
+      part = self._score(params, images[rows], ids[rows], mask[rows])
+      out.append(jax.device_get(part))
+    return tuple(
+        np.concatenate(parts)[: len(prompts)]
+        for parts in zip(*out, strict=True)
+    )
 
 
 def _preferences(config, model, tokenizer, step):

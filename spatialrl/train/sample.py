@@ -12,12 +12,13 @@ from spatialrl.models.build import load_policy, load_trained
 from spatialrl.parallel import mesh as meshes
 from spatialrl.scenes import grammar
 from spatialrl.train import sample_images
+from spatialrl.train.configs import world_of
 from spatialrl.train.sampling import Sampler
 
 
 def run(config, workdir, mesh):
   """Writes one `NNNN.png` an image and `prompts.jsonl` in the workdir."""
-  if config.get("world") == "images":
+  if world_of(config) == "images":
     return sample_images.run(config, workdir, mesh)
   prompts = list(config.sample.prompts)
   if not prompts:

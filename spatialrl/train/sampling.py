@@ -54,7 +54,6 @@ class Sampler:
     """
     batch = self._config.batch
     if index is None:
-      # Rows that fill up the last batch count on, as they always have.
       index = np.arange(len(prompts))
     key = jax.random.fold_in(jax.random.key(seed), _NOISE)
     images = []

@@ -11,10 +11,10 @@ from spatialrl.data import scenes
 from spatialrl.data.prompts import Tokens, read_prompts
 from spatialrl.models.build import load_policy
 from spatialrl.parallel import mesh as meshes
-from spatialrl.rewards import qwen
-from spatialrl.rewards.judges import make_judges
+from spatialrl.rewards.judges import check_prompts, make_judges
 from spatialrl.rl.advantage import MEMORY
 from spatialrl.train import backbone, finish, finish_images
+from spatialrl.train.configs import world_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,11 @@ class World:
 
 def scenes_world(config, workdir, mesh):
   """Packaged weights, prompts of the grammar, the oracle as the measure."""
+  prompts = scenes.prompts(
+      config.seed, config.prompts.count,
+      relations=tuple(config.prompts.relations),
+  )
+  check_prompts(config.rewards, prompts)
   policy, params = load_policy(config.init, config.lora, config.remat)
   params = jax.device_put(params, meshes.replicated(mesh))
   judges = make_judges(config.rewards, mesh)
@@ -50,10 +55,7 @@ def scenes_world(config, workdir, mesh):
       policy=policy,
       params=params,
       judges=judges,
-      prompts=scenes.prompts(
-          config.seed, config.prompts.count,
-          relations=tuple(config.prompts.relations),
-      ),
+      prompts=prompts,
       read=Tokens(config.prompts.max_tokens),
       evaluation=evaluation,
       summarise=functools.partial(
@@ -73,8 +75,7 @@ def images_world(config, workdir, mesh):
         f"prompts.held_out {p.held_out!r} has {len(seen)} prompts that are also"
         f" trained on, such as {seen[0]!r}."
     )
-  if "qwen_score" in config.rewards:
-    qwen.check(config.rewards.qwen_score, [*prompts, *held_out])
+  check_prompts(config.rewards, [*prompts, *held_out])
   opened = backbone.load(config, mesh, [*prompts, *held_out])
   judges = make_judges(config.rewards, mesh)
   evaluation = finish_images.Evaluation(
@@ -94,14 +95,12 @@ def images_world(config, workdir, mesh):
 
 
 def name_of(config):
-  """The world of a config; configs without the field are of the scenes.
+  """The world of an online run.
 
   Raises:
     ValueError: for an unknown world, or one that another field does not fit.
   """
-  name = config.get("world", "scenes")
-  if name not in WORLDS:
-    raise ValueError(f"world is {name!r}; allowed are {sorted(WORLDS)}.")
+  name = world_of(config)
   if name == "scenes":
     return name
   for field, wrong, why in (

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.rewards import ocr
-from spatialrl.rewards.judges import make_judges
+from spatialrl.rewards.judges import check_prompts, make_judges
 
 
 @pytest.mark.parametrize("a, b, distance", [
@@ -57,6 +57,15 @@ def test_the_judge_needs_its_extra(monkeypatch):
     make_judges(ConfigDict({"ocr": config}), make_mesh((-1, 1, 1)))
 
 
+def test_prompts_without_text_are_refused_before_anything_is_made():
+  config = ConfigDict({"ocr": {"workers": 1}, "oracle": {}})
+  quoted = ['a sign that says "open"']
+  check_prompts(config, quoted)
+  with pytest.raises(ValueError, match="'a sign' quotes no text"):
+    check_prompts(config, [*quoted, "a sign"])
+  check_prompts(ConfigDict({"oracle": {}}), ["a sign"])
+
+
 def test_the_recogniser_reads_what_was_written():
   engine = pytest.importorskip("rapidocr_onnxruntime").RapidOCR(
     text_score=0.0, use_cls=False
@@ -67,9 +76,6 @@ def test_the_recogniser_reads_what_was_written():
   pixels = np.stack([_sign(text) for text in written])
   config = {"workers": 2, "timeout_seconds": 120, "retries": 0}
   judge = make_judges(ConfigDict({"ocr": config}), make_mesh((-1, 1, 1)))["ocr"]
-  judge.check(prompts)
-  with pytest.raises(ValueError, match="'a sign' quotes no text"):
-    judge.check([*prompts, "a sign"])
   images = jnp.asarray(pixels / np.float32(127.5) - 1)
   scores = np.asarray(judge(images, prompts).scalar)
   np.testing.assert_array_equal(scores, [1, 1, 1, 0, 0.5])

@@ -168,6 +168,8 @@ def test_a_workdir_that_is_a_file_is_refused(weights, mesh, tmp_path):
     [
         ("scenes_base", pretrain, "loss_floor", 0.0),
         ("scenes_reward", reward, "loss", "hinge"),
+        ("scenes_reward", reward, "world", "films"),
+        ("scenes_eval", sample, "world", "films"),
     ],
 )
 def test_unknown_choices_are_named(name, job, field, value, mesh, tmp_path):
