@@ -188,7 +188,11 @@ def test_star_with_alpha_zero_is_uniform_credit_to_the_bit(mesh):
     ("b2_diffurl", {"rollout.shared_noise": False}, ("branch", "shared_noise")),
     ("branch_grpo", {"rollout.splits": (0, 9)}, ("splits is (0, 9)", "0 to 6")),
     ("branch_grpo", {"rollout.shared_noise": False}, ("splits", "one root")),
-    ("branch_grpo", {"advantage.splits": (1,)}, ("branch_depth", "(0, 2)")),
+    (
+      "branch_grpo",
+      {"advantage": {"name": "branch_depth", "window": 7, "splits": (1,)}},
+      ("branch_depth", "(0, 2)"),
+    ),
     ("iter_comp", {"aggregate.name": "hierarchical"}, ("weighted_sum",)),
     ("align_prop", {"objective.gradient_steps": 9}, ("gradient_steps is 9",)),
     ("align_prop", {"rollout.window": 4}, ("gradient_steps is 8", "1 to 4")),
