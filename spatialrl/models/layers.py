@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatialrl.models.attention import check_implementation, word_map
+from spatialrl.parallel.mesh import keep_rows
 
 _TIME_FEATURES = 256
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -31,7 +32,7 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Dense(4 * self.width, dtype=self.dtype, name="up")(x)
+    x = keep_rows(nn.Dense(4 * self.width, dtype=self.dtype, name="up")(x))
     x = nn.gelu(x, approximate=True)
     return nn.Dense(self.width, dtype=self.dtype, name="down")(x)
 

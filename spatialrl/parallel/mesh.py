@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(shape):
+def make_mesh(shape, devices=None):
   """Builds the mesh; enter it once with `jax.set_mesh`.
 
   Axes are Auto: with Explicit ones, the default of `jax.make_mesh`, sharding
@@ -16,6 +16,7 @@ def make_mesh(shape):
   Args:
     shape: three ints for data, fsdp and tensor; one may be -1 for all the
       devices that are left.
+    devices: to use; None for all of this run's.
 
   Returns:
     jax.sharding.Mesh.
@@ -23,23 +24,25 @@ def make_mesh(shape):
   Raises:
     ValueError: if the shape does not use every device exactly once.
   """
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   shape = tuple(shape)
   fixed = int(np.prod([n for n in shape if n != -1]))
   if (
       len(shape) != 3
       or shape.count(-1) > 1
       or any(n < 1 and n != -1 for n in shape)
-      or devices % fixed
-      or (-1 not in shape and fixed != devices)
+      or count % fixed
+      or (-1 not in shape and fixed != count)
   ):
     raise ValueError(
         f"mesh is {shape}; allowed are three positive sizes {AXES}, one of"
-        f" them -1 for the rest, whose product is {devices}, the number of"
+        f" them -1 for the rest, whose product is {count}, the number of"
         " devices."
     )
-  shape = tuple(devices // fixed if n == -1 else n for n in shape)
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  shape = tuple(count // fixed if n == -1 else n for n in shape)
+  types = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
 def replicated(mesh):
@@ -51,6 +54,23 @@ def batched(mesh, axis=0):
   """Dimension `axis` split over the data axes, the others whole."""
   return NamedSharding(
       mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp"))
+  )
+
+
+def keep_rows(x):
+  """Holds axis 0 of `x`, the images, split over the data axes of the mesh in use.
+
+  Left alone, the compiler splits activations the way it finds the weights split
+  and sends them around in every layer. The other axes are its own choice. No
+  mesh, or rows that it does not divide, as where only shapes are asked for:
+  `x` as it is.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or x.shape[0] % shards(mesh):
+    return x
+  free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(
+      x, PartitionSpec(("data", "fsdp"), *free)
   )
 
 

@@ -6,6 +6,7 @@ how images and prompts are read.
 """
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -73,7 +74,7 @@ class Reader:
           f"pixels is {reading.pixels}; allowed are multiples of {side}, the"
           " side of an image token."
       )
-    self._grid = (reading.pixels // vision.patch,) * 2
+    self._grid = _grid(model, reading)
 
   def tokens(self, prompts):
     """(ids i32[B, L], mask bool[B, L], positions i32[B, 3, L]) of prompts."""
@@ -89,18 +90,28 @@ class Reader:
 
   def inputs(self, tokens, images):
     """QwenInputs of `tokens` and images f32[B, S, S, 3]; made for `jit`."""
-    ids, mask, positions = tokens
-    vision = self._model.backbone.vision
-    patches = qwen_inputs.patches(
-        images,
-        (self._reading.pixels,) * 2,
-        patch=vision.patch,
-        merge=vision.merge,
-        frames=vision.frames,
-    )
-    grids = (self._grid,) * images.shape[0]
-    positions = jnp.moveaxis(positions, 0, 1)
-    return qwen_inputs.QwenInputs(ids, mask, positions, patches, grids)
+    return inputs(self._model, self._reading, tokens, images)
+
+
+def inputs(model, reading, tokens, images):
+  """QwenInputs; see `Reader`, which also makes the tokens."""
+  ids, mask, positions = tokens
+  vision = model.backbone.vision
+  patches = qwen_inputs.patches(
+      images,
+      (reading.pixels,) * 2,
+      patch=vision.patch,
+      merge=vision.merge,
+      frames=vision.frames,
+  )
+  grids = (_grid(model, reading),) * images.shape[0]
+  positions = jnp.moveaxis(positions, 0, 1)
+  return qwen_inputs.QwenInputs(ids, mask, positions, patches, grids)
+
+
+def _grid(model, reading):
+  """(rows, columns) of patches of an image."""
+  return (reading.pixels // model.backbone.vision.patch,) * 2
 
 
 class QwenScore:
@@ -122,7 +133,7 @@ class QwenScore:
     self._reader = Reader(config.folder, self._model, reading)
     trained = jax.device_put(trained, meshes.replicated(mesh))
     self._params = base, trained
-    self._score = jax.jit(self._run)
+    self._score = jax.jit(functools.partial(judge, self._model, reading))
 
   def __call__(self, images, prompts):
     """Signals of images f32[B, S, S, 3] in [-1, 1] under B prompts."""
@@ -141,11 +152,20 @@ class QwenScore:
     """How many programs were compiled; 1 for a steady batch shape."""
     return self._score._cache_size()
 
-  def _run(self, params, tokens, images):
-    mu, sigma = spatial_score.score(
-        self._model, *params, self._reader.inputs(tokens, images)
-    )
-    return Signals(scalar=mu, sigma=sigma)
+
+def judge(model, reading, params, tokens, images):
+  """Signals of one call; the program of `QwenScore`.
+
+  Args:
+    model: SpatialScoreConfig.
+    reading: Reading.
+    params: (base, trained).
+    tokens: as `Reader.tokens` gives them.
+    images: f32[B, S, S, 3] in [-1, 1].
+  """
+  given = inputs(model, reading, tokens, images)
+  mu, sigma = spatial_score.score(model, *params, given)
+  return Signals(scalar=mu, sigma=sigma)
 
 
 def check(config, prompts):

@@ -65,22 +65,7 @@ def load(config, mesh, prompts):
         f" are transformers of {sorted(_ENCODERS)}."
     )
   coder = folder.open_model(root / "vae", "vae")
-  lora = None
-  if config.lora.rank:
-    targets = tuple(config.lora.targets)
-    lora = LoRAConfig(config.lora.rank, config.lora.alpha, targets)
-  policy = DiffusionPolicy(
-      size=model.size,
-      network=dataclasses.replace(
-          transformer.sizes,
-          dtype=model.dtype,
-          attention=model.attention,
-          remat=config.remat,
-      ),
-      autoencoder=dataclasses.replace(coder.sizes, dtype=model.dtype),
-      distilled_guidance=model.distilled_guidance,
-      lora=lora,
-  )
+  policy = make_policy(config, transformer.sizes, coder.sizes)
   encode_prompts(root, kind, config.text, ["", *prompts])
   read = States(config.text.cache)
   text, pooled = read([""])
@@ -97,6 +82,32 @@ def load(config, mesh, prompts):
       "empty": empty,
   }
   return Backbone(policy, params, read, transformer)
+
+
+def make_policy(config, network, autoencoder):
+  """The policy of a config and of the sizes that its folder has.
+
+  Args:
+    config: fields `model`, `lora` and `remat`, as for `load`.
+    network: FluxConfig or MMDiTConfig.
+    autoencoder: AutoencoderConfig.
+  """
+  model, lora = config.model, None
+  if config.lora.rank:
+    targets = tuple(config.lora.targets)
+    lora = LoRAConfig(config.lora.rank, config.lora.alpha, targets)
+  return DiffusionPolicy(
+      size=model.size,
+      network=dataclasses.replace(
+          network,
+          dtype=model.dtype,
+          attention=model.attention,
+          remat=config.remat,
+      ),
+      autoencoder=dataclasses.replace(autoencoder, dtype=model.dtype),
+      distilled_guidance=model.distilled_guidance,
+      lora=lora,
+  )
 
 
 def encode_prompts(root, kind, config, prompts):
