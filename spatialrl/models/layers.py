@@ -40,9 +40,10 @@ class FeedForward(nn.Module):
 def normed(x):
   """Layer norm without parameters, statistics in float32."""
   y = x.astype(jnp.float32)
-  y = y - y.mean(-1, keepdims=True)
-  y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
-  return y.astype(x.dtype)
+  mean = y.mean(-1, keepdims=True)
+  # Both means in one reading of x, as in flax's own; a stream's mean is small.
+  variance = jnp.maximum((y * y).mean(-1, keepdims=True) - mean * mean, 0.0)
+  return ((y - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
 
 
 def time_features(t):

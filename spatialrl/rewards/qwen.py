@@ -133,7 +133,7 @@ class QwenScore:
     self._reader = Reader(config.folder, self._model, reading)
     trained = jax.device_put(trained, meshes.replicated(mesh))
     self._params = base, trained
-    self._score = jax.jit(functools.partial(judge, self._model, reading))
+    self._score = jitted(mesh, self._model, reading)
 
   def __call__(self, images, prompts):
     """Signals of images f32[B, S, S, 3] in [-1, 1] under B prompts."""
@@ -166,6 +166,15 @@ def judge(model, reading, params, tokens, images):
   given = inputs(model, reading, tokens, images)
   mu, sigma = spatial_score.score(model, *params, given)
   return Signals(scalar=mu, sigma=sigma)
+
+
+def jitted(mesh, model, reading):
+  """`judge` of (params, tokens, images), compiled; see there."""
+  return jax.jit(
+      functools.partial(judge, model, reading),
+      out_shardings=meshes.replicated(mesh),
+      compiler_options=meshes.compiler_options(mesh),
+  )
 
 
 def check(config, prompts):

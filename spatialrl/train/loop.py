@@ -6,6 +6,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spatialrl.data import tokenizers
 from spatialrl.data.prompts import Tokens
@@ -13,6 +14,7 @@ from spatialrl.flow import rollout as rollouts
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
 from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import partition
 from spatialrl.records import UpdateBatch, map_rows
 from spatialrl.rewards.aggregate import AGGREGATORS
 from spatialrl.rl import select as selection
@@ -87,11 +89,12 @@ class Loop:
     self._judges, self._mesh = judges, mesh
     self._slots = slots(config)
     self._rows, self._whole = meshes.batched(mesh), meshes.replicated(mesh)
-    self._times = jnp.asarray(self._slots.schedule(config.rollout.steps))
+    self._times = np.asarray(self._slots.schedule(config.rollout.steps))
     self._optimizer = make_optimizer(
         config.optimizer, config.steps * config.train.updates
     )
-    self._rollout = jax.jit(self._roll)
+    options = meshes.compiler_options(mesh)
+    self._rollout = jax.jit(self._roll, compiler_options=options)
     self._prepare = jax.jit(self._select)
     self._update = jax.jit(
         make_update(
@@ -103,6 +106,7 @@ class Loop:
             judge=fit_slots.differentiable(config, judges),
         ),
         donate_argnums=1,
+        compiler_options=options,
     )
     blocks = config.rollout.attention_blocks
     self._words = tokenizers.word_table(
@@ -111,7 +115,20 @@ class Loop:
 
   def init(self, base):
     """The state at step 0, placed on the mesh."""
+    placed = jax.tree.map(lambda x: x.sharding, self.shapes(base))
+    return jax.jit(self._start, out_shardings=placed)(base)
 
+  def shapes(self, base):
+    """What `init` gives, as placed ShapeDtypeStructs; nothing is computed."""
+    made = jax.eval_shape(self._start, base)
+    placed = partition.shardings(self._mesh, self._policy.family, made)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        made,
+        placed,
+    )
+
+  def _start(self, base):
     config = self._config
     stats = initial_stats(
         config.advantage.name,
@@ -120,15 +137,12 @@ class Loop:
         rounds=config.advantage.get("rounds", 1),
     )
 
-    def start(base):
-      key = jax.random.key(config.seed)
-      trainable = self._policy.init_trainable(key, base)
-      return init_state(
-          trainable, self._optimizer, config.seed, stats,
-          keeps_old=config.behaviour.name != "current",
-      )
-
-    return jax.jit(start, out_shardings=self._whole)(base)
+    key = jax.random.key(config.seed)
+    trainable = self._policy.init_trainable(key, base)
+    return init_state(
+        trainable, self._optimizer, config.seed, stats,
+        keeps_old=config.behaviour.name != "current",
+    )
 
   def iterate(self, base, state, prompts, labels, step):
     """One pass of the pipeline.
@@ -179,13 +193,17 @@ class Loop:
     """Network calls an image: guidance asks for the empty prompt as well."""
     return 1 if self._config.rollout.guidance == 1 else 2
 
+  def programs(self):
+    """The jitted functions of an iteration, in the order of `iterate`."""
+    return {
+        "rollout": self._rollout,
+        "prepare": self._prepare,
+        "update": self._update,
+    }
+
   def compilations(self):
     """Programs compiled so far, by phase; more than one is a bug."""
-    counts = {
-        "rollout": self._rollout._cache_size(),
-        "prepare": self._prepare._cache_size(),
-        "update": self._update._cache_size(),
-    }
+    counts = {n: p._cache_size() for n, p in self.programs().items()}
     judged = {n: judge.compilations() for n, judge in self._judges.items()}
     return counts | judged
 
