@@ -42,7 +42,7 @@ class DiffusionPolicy:
   lora: loras.LoRAConfig | None = None
 
   def __post_init__(self):
-    is_flux = isinstance(self.network, FluxConfig)
+    is_flux = self.family == "flux"
     patch = _FLUX_PATCH if is_flux else self.network.patch
     pixels = self.autoencoder.factor * patch
     if self.size < 1 or self.size % pixels:
@@ -67,6 +67,11 @@ class DiffusionPolicy:
     """(h, w, C)."""
     side = self.size // self.autoencoder.factor
     return side, side, self.network.channels
+
+  @property
+  def family(self):
+    """Key of `partition.RULES`."""
+    return "flux" if isinstance(self.network, FluxConfig) else "sd3"
 
   @property
   def remat(self):
@@ -148,8 +153,7 @@ class DiffusionPolicy:
       mutable=False,
   ):
     """The network itself; without a mask, for all of the text is real."""
-    is_flux = isinstance(self.network, FluxConfig)
-    network = (Flux if is_flux else MMDiT)(self.network)
+    network = (Flux if self.family == "flux" else MMDiT)(self.network)
     inputs = [x, t, cond.text, cond.pooled, None, words, blocks]
     if self.distilled_guidance is not None:
       inputs.append(jnp.full(t.shape, self.distilled_guidance))

@@ -1,4 +1,4 @@
-"""The one mesh of a process, and the placement of batches and weights on it."""
+"""The one mesh of a process, and the placement of batches on it."""
 
 import jax
 import numpy as np
@@ -42,8 +42,18 @@ def make_mesh(shape):
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def one_device():
+  """A mesh of this process's first device, for what is done alone."""
+  return jax.make_mesh(
+      (1,) * len(AXES),
+      AXES,
+      axis_types=(AxisType.Auto,) * len(AXES),
+      devices=jax.local_devices()[:1],
+  )
+
+
 def replicated(mesh):
-  """Every device holds all of it: weights and optimizer state."""
+  """Every device holds all of it."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -52,6 +62,30 @@ def batched(mesh, axis=0):
   return NamedSharding(
       mesh, PartitionSpec(*(None,) * axis, ("data", "fsdp"))
   )
+
+
+def put(x, sharding):
+  """One array, placed.
+
+  Args:
+    x: jax array; or numpy array, the same in every process, of which a process
+      reads what its own devices hold.
+    sharding: where it shall lie.
+  """
+  if isinstance(x, jax.Array):
+    return jax.device_put(x, sharding)
+  return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+
+def put_rows(mesh, tree):
+  """A batch as arrays split over the data axes.
+
+  Args:
+    mesh: the mesh in use.
+    tree: arrays as `put` takes them, with a leading axis of rows.
+  """
+  rows = batched(mesh)
+  return jax.tree.map(lambda x: put(x, rows), tree)
 
 
 def shards(mesh):
