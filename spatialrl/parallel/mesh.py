@@ -1,4 +1,4 @@
-"""The one mesh of a process, and the placement of batches and weights on it."""
+"""The one mesh of a process, and the placement of batches on it."""
 
 import jax
 import numpy as np
@@ -45,8 +45,18 @@ def make_mesh(shape, devices=None):
   return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
+def one_device():
+  """A mesh of this process's first device, for what is done alone."""
+  return jax.make_mesh(
+      (1,) * len(AXES),
+      AXES,
+      axis_types=(AxisType.Auto,) * len(AXES),
+      devices=jax.local_devices()[:1],
+  )
+
+
 def replicated(mesh):
-  """Every device holds all of it: weights and optimizer state."""
+  """Every device holds all of it."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -70,12 +80,12 @@ def compiler_options(mesh):
 
 
 def keep_rows(x):
-  """Holds axis 0 of `x`, the images, split over the data axes of the mesh in use.
+  """Holds axis 0 of `x`, the images, split over the data axes of the mesh.
 
   Left alone, the compiler splits activations the way it finds the weights split
-  and sends them around in every layer. The other axes are its own choice. No
-  mesh, or rows that it does not divide, as where only shapes are asked for:
-  `x` as it is.
+  and sends them around in every layer. The other axes are its own choice. With
+  no mesh in use, or rows that it does not divide, as where only shapes are
+  asked for, `x` stays as it is.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or x.shape[0] % shards(mesh):
@@ -84,6 +94,30 @@ def keep_rows(x):
   return jax.lax.with_sharding_constraint(
       x, PartitionSpec(("data", "fsdp"), *free)
   )
+
+
+def put(x, sharding):
+  """One array, placed.
+
+  Args:
+    x: jax array; or numpy array, the same in every process, of which a process
+      reads what its own devices hold.
+    sharding: where it shall lie.
+  """
+  if isinstance(x, jax.Array):
+    return jax.device_put(x, sharding)
+  return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+
+def put_rows(mesh, tree):
+  """A batch as arrays split over the data axes.
+
+  Args:
+    mesh: the mesh in use.
+    tree: arrays as `put` takes them, with a leading axis of rows.
+  """
+  rows = batched(mesh)
+  return jax.tree.map(lambda x: put(x, rows), tree)
 
 
 def shards(mesh):

@@ -20,6 +20,8 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from spatialrl.parallel import mesh as meshes
+
 _ALL = ("tensor", "fsdp")
 _INTO = r"(.*[/_])?(q|k|v|gate|up)/kernel"
 _OUT_OF = r"(.*[/_])?(out|down)/kernel"
@@ -113,7 +115,7 @@ def sharding(mesh, family, path, shape):
     ValueError: no rule matches, or an axis does not divide its dimension;
       nothing is ever left whole in silence.
   """
-  matches = [s for rule, s in RULES[family] if re.fullmatch(rule, path)]
+  matches = [spec for rule, spec in RULES[family] if re.fullmatch(rule, path)]
   if not matches:
     raise ValueError(
         f"no rule of {family!r} in parallel/partition.py matches {path}, of"
@@ -125,16 +127,21 @@ def sharding(mesh, family, path, shape):
         f"{path} has shape {tuple(shape)}; its rule {spec} of {family!r} is for"
         f" {len(spec)} dimensions or more."
     )
-  spec = P(*(None,) * (len(shape) - len(spec)), *spec)
-  for dimension, axes in enumerate(spec):
+  placed = [None] * (len(shape) - len(spec))
+  for axes in spec:
     axes = (axes,) if isinstance(axes, str) else axes or ()
+    # Axes of one device are left out, so that equal placements are equal.
+    axes = tuple(axis for axis in axes if mesh.shape[axis] > 1)
     parts = math.prod(mesh.shape[axis] for axis in axes)
-    if shape[dimension] % parts:
+    if shape[len(placed)] % parts:
       raise ValueError(
           f"{path} has shape {tuple(shape)}; mesh axes {axes} of size {parts}"
-          f" do not divide its dimension {dimension}; choose another mesh."
+          f" do not divide its dimension {len(placed)}; choose another mesh."
       )
-  return NamedSharding(mesh, spec)
+    placed.append(axes[0] if len(axes) == 1 else axes or None)
+  while placed and placed[-1] is None:
+    placed.pop()
+  return NamedSharding(mesh, P(*placed))
 
 
 def shardings(mesh, family, tree):
@@ -150,7 +157,13 @@ def shardings(mesh, family, tree):
 
 def place(mesh, family, tree):
   """The tree as arrays on the mesh, each where its rule puts it."""
-  return jax.device_put(tree, shardings(mesh, family, tree))
+  return jax.tree.map(meshes.put, tree, shardings(mesh, family, tree))
+
+
+def constrain(mesh, family, tree):
+  """The same inside of a program: its arrays come out where the rules say."""
+  placed = shardings(mesh, family, tree)
+  return jax.lax.with_sharding_constraint(tree, placed)
 
 
 def table(mesh, family, tree):

@@ -20,6 +20,7 @@ from spatialrl.io import assets
 from spatialrl.models import spatial_score
 from spatialrl.models.lora import LoRAConfig
 from spatialrl.models.spatial_score import SpatialScoreConfig
+from spatialrl.parallel import distributed, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 
@@ -126,13 +127,12 @@ class QwenScore:
         for all).
       mesh: the mesh in use.
     """
-    self._rows, self._batch = meshes.batched(mesh), config.batch
+    self._mesh, self._batch = mesh, config.batch
     meshes.check_divides(mesh, "rewards.qwen_score.batch", config.batch)
     backbone, base = load_base(config.folder, config.dtype, mesh)
     self._model, reading, trained = load(config.weights, backbone)
     self._reader = Reader(config.folder, self._model, reading)
-    trained = jax.device_put(trained, meshes.replicated(mesh))
-    self._params = base, trained
+    self._params = base, partition.place(mesh, "qwen_vl", trained)
     self._score = jitted(mesh, self._model, reading)
 
   def __call__(self, images, prompts):
@@ -144,7 +144,7 @@ class QwenScore:
       # The last call is filled up, so that one program serves all.
       rows = np.arange(start, start + batch) % total
       part = [x[rows] for x in tokens]
-      part = jax.device_put((part, images[rows]), self._rows)
+      part = meshes.put_rows(self._mesh, (part, images[rows]))
       parts.append(self._score(self._params, *part))
     return jax.tree.map(lambda *x: jnp.concatenate(x)[:total], *parts)
 
@@ -195,7 +195,7 @@ def load_base(folder, dtype, mesh):
   Args:
     folder: of transformers.
     dtype: of parameters and activations.
-    mesh: the mesh in use; every device holds all of it.
+    mesh: the mesh in use.
 
   Returns:
     (QwenVLConfig, params).
@@ -203,9 +203,9 @@ def load_base(folder, dtype, mesh):
   Raises:
     ValueError: see `convert.folder.open_model`.
   """
-  whole = meshes.replicated(mesh)
+  placement = functools.partial(partition.sharding, mesh, "qwen_vl")
   sizes, params = stream.load(
-      folder, kind="qwen_vl", dtype=dtype, placement=lambda path, shape: whole
+      folder, kind="qwen_vl", dtype=dtype, placement=placement
   )
   params.pop("lm_head", None)
   return dataclasses.replace(sizes, dtype=dtype), params
@@ -227,7 +227,9 @@ def save(path, model, reading, trained):
       "reading": dataclasses.asdict(reading),
   }
   metadata = {_KEY: json.dumps(fields)}
-  assets.save(path, jax.device_get(trained), metadata, dtype=np.float32)
+  assets.save(
+      path, distributed.to_host(trained), metadata, dtype=np.float32
+  )
 
 
 def load(path, backbone):

@@ -14,7 +14,7 @@ from spatialrl.data.prompts import States
 from spatialrl.models import clip, t5
 from spatialrl.models.diffusion import DiffusionPolicy
 from spatialrl.models.lora import LoRAConfig
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import distributed, partition
 
 # Kind of the transformer -> kinds of its text encoders, in their order.
 _ENCODERS = {"sd3": ("clip", "clip", "t5"), "flux": ("clip", "t5")}
@@ -46,7 +46,7 @@ def load(config, mesh, prompts):
   Args:
     config: fields `model` (`folder`, `size`, `dtype`, `attention`,
       `distilled_guidance`), `text` (see `encode_prompts`), `lora`, `remat`.
-    mesh: the mesh in use; every device holds all weights.
+    mesh: the mesh in use.
     prompts: list of str; the empty one is added.
 
   Returns:
@@ -66,21 +66,21 @@ def load(config, mesh, prompts):
     )
   coder = folder.open_model(root / "vae", "vae")
   policy = make_policy(config, transformer.sizes, coder.sizes)
-  encode_prompts(root, kind, config.text, ["", *prompts])
+  with distributed.in_turn():
+    encode_prompts(root, kind, config.text, ["", *prompts])
   read = States(config.text.cache)
   text, pooled = read([""])
-  whole = meshes.replicated(mesh)
-  load_whole = functools.partial(
-      stream.load_whole,
-      dtype=model.dtype,
-      placement=lambda path, shape: whole,
-  )
-  empty = jax.device_put({"text": text, "pooled": pooled}, whole)
+
+  def load_whole(whole):
+    placement = functools.partial(partition.sharding, mesh, policy.family)
+    return stream.load_whole(whole, dtype=model.dtype, placement=placement)
+
   params = {
       "network": load_whole(transformer),
       "autoencoder": load_whole(coder),
-      "empty": empty,
   }
+  empty = {"empty": {"text": text, "pooled": pooled}}
+  params |= partition.place(mesh, policy.family, empty)
   return Backbone(policy, params, read, transformer)
 
 

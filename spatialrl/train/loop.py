@@ -88,7 +88,7 @@ class Loop:
     self._read = read or Tokens(config.prompts.max_tokens)
     self._judges, self._mesh = judges, mesh
     self._slots = slots(config)
-    self._rows, self._whole = meshes.batched(mesh), meshes.replicated(mesh)
+    self._rows = meshes.batched(mesh)
     self._times = np.asarray(self._slots.schedule(config.rollout.steps))
     self._optimizer = make_optimizer(
         config.optimizer, config.steps * config.train.updates
@@ -96,17 +96,21 @@ class Loop:
     options = meshes.compiler_options(mesh)
     self._rollout = jax.jit(self._roll, compiler_options=options)
     self._prepare = jax.jit(self._select)
+    update = make_update(
+        policy,
+        self._optimizer,
+        self._slots,
+        config.train,
+        guidance=config.rollout.guidance,
+        judge=fit_slots.differentiable(config, judges),
+    )
+
+    def placed_update(base, state, batch):
+      state, metrics = update(base, state, batch)
+      return partition.constrain(mesh, policy.family, state), metrics
+
     self._update = jax.jit(
-        make_update(
-            policy,
-            self._optimizer,
-            self._slots,
-            config.train,
-            guidance=config.rollout.guidance,
-            judge=fit_slots.differentiable(config, judges),
-        ),
-        donate_argnums=1,
-        compiler_options=options,
+        placed_update, donate_argnums=1, compiler_options=options
     )
     blocks = config.rollout.attention_blocks
     self._words = tokenizers.word_table(
@@ -144,7 +148,9 @@ class Loop:
         keeps_old=config.behaviour.name != "current",
     )
 
-  def iterate(self, base, state, prompts, labels, step):
+  def iterate(
+      self, base, state, prompts, labels, step, pause=lambda: None
+  ):
     """One pass of the pipeline.
 
     Args:
@@ -153,13 +159,14 @@ class Loop:
       prompts: list of B str, groups contiguous.
       labels: i32[B], as `choose_prompts` gives.
       step: int, index of the iteration.
+      pause: called between the programs, while `state` is still whole.
 
     Returns:
       (TrainState, dict of numbers for `metrics.jsonl`).
     """
     config = self._config
     clock = Clock()
-    text = jax.device_put(self._read(prompts), self._rows)
+    text = meshes.put_rows(self._mesh, self._read(prompts))
     start = window_start(config, state.key, step)
     clock.lap("host")
     trajectory, cond, images = jax.block_until_ready(
@@ -169,11 +176,13 @@ class Loop:
         )
     )
     clock.lap("rollout")
+    pause()
     signals = {
         name: judge(images, prompts) for name, judge in self._judges.items()
     }
     jax.block_until_ready(signals)
     clock.lap("reward")
+    pause()
     ids = text[0] if self._read.has_ids else None
     batch, stats, values = self._prepare(
         trajectory, cond, ids, signals, labels, state.stats, state.key, step
@@ -213,7 +222,10 @@ class Loop:
     text = jax.lax.with_sharding_constraint(text, self._rows)
     group = jnp.arange(text[0].shape[0]) // config.rollout.group
     key = jax.random.fold_in(jax.random.fold_in(key, step), _ROLLOUT)
-    cond = policy.encode(base, *text)
+    # Told, for a `tensor` axis would else split the states by channels.
+    cond = jax.lax.with_sharding_constraint(
+        policy.encode(base, *text), self._rows
+    )
     empty = policy.encode_empty(base, cond)
 
     r = config.rollout
@@ -292,10 +304,17 @@ class Loop:
         visits=order,
     )
     rows = selection.compact(keep, kept_rows(config))
-    batch = map_rows(
-        lambda x, axis: x if axis is None else jnp.take(x, rows, axis), batch
-    )
-    return batch, stats, reward_metrics(reward, signals, group, keep)
+
+    def take(x, axis):
+      if axis is None:
+        return x
+      # Rows come from anywhere; left alone, every device would get them all.
+      return jax.lax.with_sharding_constraint(
+          jnp.take(x, rows, axis), meshes.batched(self._mesh, axis)
+      )
+
+    values = reward_metrics(reward, signals, group, keep)
+    return map_rows(take, batch), stats, values
 
 
 def window_start(config, key, step):
