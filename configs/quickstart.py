@@ -67,6 +67,7 @@ def get_config(arg=""):
   c.behaviour = {"name": "current"}  # the policy that draws the images
   c.train = {
       "updates": 2,  # optimizer steps an iteration
+      "microbatch": 0,  # images a gradient, of which steps sum up; 0: all
       # Cap and anchor together keep what the base varies: rewards stop pulling
       # at what is right, and the anchor holds the rest.
       "anchor_weight": 0.0018,

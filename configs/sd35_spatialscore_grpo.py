@@ -90,6 +90,7 @@ def get_config(arg=""):
   c.behaviour = {"name": "current"}
   c.train = {
       "updates": 2,
+      "microbatch": 0,  # images a gradient, of which steps sum up; 0: all
       "anchor_weight": 0.01,
       "ema_decay": 0.9,
       "ema_every": 8,

@@ -8,6 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from spatialrl.command import parse
 from spatialrl.io.workdir import check_local, resolve
 from spatialrl.parallel import distributed
 from spatialrl.parallel.mesh import make_mesh
@@ -59,16 +60,6 @@ def main(argv):
     print(f"error: {error}", file=sys.stderr)
     return EXIT_FAILED
   return EXIT_DONE
-
-
-def parse(argv):
-  """Parses flags; a config that cannot be gets one sentence, no traceback."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-    text = " ".join(str(error).split())
-    print(f"error: {text}", file=sys.stderr)
-    sys.exit(EXIT_FAILED)
 
 
 def cli():

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 
+import jax
 from jax.experimental import topologies
 
 GIB = 2**30
@@ -10,7 +12,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device.
+  """One device of JAX: a chip, or one of its cores.
 
   Attributes:
     kind: "tpu" or "gpu".
@@ -21,7 +23,7 @@ class Chip:
       dimension of a TPU's grid, all links of a GPU together.
     clock: cycles a second that the TPU compiler counts in; 0 for GPUs.
     wraps: dimensions of a slice close to a ring if they are multiples of it.
-    devices: of JAX a chip.
+    cores: devices of JAX a chip; all else is of one of them.
   """
 
   kind: str
@@ -31,7 +33,7 @@ class Chip:
   link: float
   clock: float = 0.0
   wraps: int = 0
-  devices: int = 1
+  cores: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,20 @@ class Slice:
     """Number of chips."""
     return math.prod(self.shape)
 
+  def notes(self):
+    """Lines about what its numbers are."""
+    if self.chip.kind == "gpu":
+      return [
+          f"{self.name}: compiled by XLA for CPUs, which keeps attention's"
+          " logits and widens 16 bits: memory and time are upper bounds of a"
+          " cost model, not a GPU compiler's"
+      ]
+    cores = f", {self.chip.cores} devices each" if self.chip.cores > 1 else ""
+    return [
+        f"{self.name}: {self.count} chips{cores}; times are the TPU compiler's"
+        " estimates, with attention kernels added; waiting is not in them"
+    ]
+
   def links(self, dimensions):
     """Bytes a second that leave the worst placed chip.
 
@@ -72,10 +88,11 @@ class Slice:
 
 # TPUs: cloud.google.com/tpu/docs, "System architecture", and for a link's one
 # way "How to scale your model" (jax-ml.github.io/scaling-book); memory is what
-# libtpu lets a program use; clocks are those of its cycle estimates.
+# libtpu lets a program use; clocks are those of its cycle estimates. A v4 chip
+# runs as one device, but the compiler describes it as its two cores.
 # GPUs: the vendor's data sheets, without sparsity.
 CHIPS = {
-    "v4": Chip("tpu", 31.75 * GIB, 275e12, 1.2e12, 45e9, 1.05e9, 4),
+    "v4": Chip("tpu", 15.25 * GIB, 137.5e12, 0.6e12, 45e9, 1.05e9, 4, 2),
     "v5e": Chip("tpu", 15.75 * GIB, 197e12, 0.81e12, 45e9, 1.5e9, 16),
     "v5p": Chip("tpu", 95.74 * GIB, 459e12, 2.765e12, 90e9, 1.75e9, 4),
     "v6e": Chip("tpu", 31.25 * GIB, 918e12, 1.64e12, 90e9, 1.75e9, 16),
@@ -88,7 +105,8 @@ _TPU_SHAPES = {
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
     "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
 }
-_GPU_COUNTS = ("1", "2", "4", "8")
+MOST_GPUS = 8
+_GPU_COUNTS = ("1", "2", "4", str(MOST_GPUS))
 TOPOLOGIES = tuple(
     f"{name}:{shape}"
     for name, chip in CHIPS.items()
@@ -110,7 +128,8 @@ def find(name):
   kind, shape = name.split(":")
   chip, shape = CHIPS[kind], tuple(int(n) for n in shape.split("x"))
   if chip.kind == "gpu":
-    return Slice(name, chip, shape)
+    # Stand-ins, as many as `plan` has asked JAX for.
+    return Slice(name, chip, shape, tuple(jax.devices("cpu")[: shape[0]]))
   try:
     import libtpu  # noqa: F401  the compiler; JAX says less when it is missing
   except ImportError as error:
@@ -118,5 +137,7 @@ def find(name):
         f"topology {name} needs the TPU compiler; pip install"
         ' "spatialrl[tpu]" has it, and no TPU is needed.'
     ) from error
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # we are on no TPU
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   described = topologies.get_topology_desc(platform="tpu", topology_name=name)
   return Slice(name, chip, shape, tuple(described.devices))

@@ -7,9 +7,9 @@ import numpy as np
 
 from spatialrl.parallel import hlo
 
-# Kernels are not in the compiler's estimate. Counting the instructions of splash
-# attention's inner loop on v5e gave 73% of the chip's arithmetic at 512 px and
-# 74% at 1024 px for the forward pass; all kernels on all chips are taken so.
+# Kernels are not in the compiler's estimate. Counting instructions in the inner
+# loop of splash attention gave 73% of a v5e's arithmetic at 512 px and 74% at
+# 1024 px, forward; all its kernels on all chips are taken to reach that.
 _KERNEL_EFFICIENCY = 0.73
 
 
@@ -52,7 +52,7 @@ class Estimate:
     return sum(self.hbm_bytes.values())
 
 
-def estimate(compiled, place, mesh, *, calls=1, resident=0):
+def of(compiled, place, mesh, *, calls=1, resident=0):
   """Reads a compiled program.
 
   Args:
@@ -134,7 +134,9 @@ def exhausted(message):
   Returns:
     float, or None where the error was about something else.
   """
-  found = re.search(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm", message)
-  if not found:
+  if "RESOURCE_EXHAUSTED" not in message:
     return None
+  found = re.search(
+      r"(?:Used |temporaries \()([\d.]+)([KMG])", message
+  )
   return float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]]

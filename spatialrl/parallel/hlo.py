@@ -1,7 +1,7 @@
 """What a compiled program costs, read off its text.
 
-XLA's own `cost_analysis` counts the body of a loop once, and a network is a loop
-over its layers. Here everything inside a loop counts as often as it runs.
+XLA's own `cost_analysis` counts the body of a loop once, and a network is a
+loop over its layers. Here everything inside a loop counts as often as it runs.
 Nothing is compiled here; text in, numbers out.
 """
 
@@ -183,6 +183,8 @@ class _Program:
     if one.opcode in _PARTS:
       reads = [_bytes(one.type, fast=False)]
     writes = _bytes(one.type, fast=False)
+    if one.opcode.endswith("-start"):  # whose type repeats the operands
+      writes = max(0, writes - sum(reads))
     if one.opcode == "dynamic-update-slice":
       reads, writes = [], 2 * _bytes(body[one.operands[1]].type)
     elif one.opcode == "fusion":
@@ -253,18 +255,17 @@ def _parse(text):
 
 def _instruction(text):
   match = _INSTRUCTION.match(text)
-  depth, rest = 1, match["rest"]
-  for end, letter in enumerate(rest):
-    depth += (letter == "(") - (letter == ")")
-    if not depth:
-      break
+  rest, depth, end = match["rest"], 1, 0
+  while depth:
+    depth += {"(": 1, ")": -1}.get(rest[end], 0)
+    end += 1
   return _Instruction(
       name=match["name"],
       type=match["type"],
       opcode=match["opcode"],
-      operands=tuple(re.findall(r"%([\w.\-]+)", rest[:end])),
-      argument=rest[:end],
-      attributes=rest[end + 1 :],
+      operands=tuple(re.findall(r"%([\w.\-]+)", rest[: end - 1])),
+      argument=rest[: end - 1],
+      attributes=rest[end:],
       root=bool(match["root"]),
   )
 
@@ -314,12 +315,17 @@ def _bytes(type_, fast=True):
 
 
 def _read(inside, index):
-  """Bytes that a fusion reads of a parameter: slices only, if it slices it."""
+  """Bytes that a fusion reads of a parameter.
+
+  Those of its slices, if it slices it; none, if it only hands it on or is not
+  the one that starts the collective that reads it.
+  """
   (start,) = (
       one for one in inside.values()
       if one.opcode == "parameter" and one.argument == str(index)
   )
   names, total, whole = {start.name}, 0, _bytes(start.type)
+  runs = not any(_is_start(one) for one in inside.values())
   for one in inside.values():
     if not names & set(one.operands):
       continue
@@ -327,19 +333,41 @@ def _read(inside, index):
       names.add(one.name)
     elif one.opcode in _PARTS:
       total += _bytes(one.type)
+    elif one.opcode == "tuple" or _is_async(one):
+      continue
+    elif one.opcode in COLLECTIVES and runs:
+      continue
     elif one.opcode != "dynamic-update-slice" or one.operands[0] not in names:
       return whole
   return total
 
 
 def _written(inside):
-  """Bytes that a fusion writes: the update only, if it updates in place."""
-  root = _root(inside)
-  while root.opcode == "bitcast":
-    root = inside[root.operands[0]]
-  if root.opcode == "dynamic-update-slice":
-    return _bytes(inside[root.operands[1]].type)
-  return math.inf
+  """Bytes that a fusion writes.
+
+  Of an update in place the update only, of what it hands on none, and of a
+  collective the result, in the fusion that ends it.
+  """
+  def of(one):
+    while one.opcode == "bitcast":
+      one = inside[one.operands[0]]
+    if one.opcode == "tuple":
+      return sum(of(inside[name]) for name in one.operands)
+    if one.opcode == "parameter" or _is_start(one):
+      return 0
+    if one.opcode == "dynamic-update-slice":
+      return _bytes(inside[one.operands[1]].type)
+    return _bytes(one.type, fast=False)
+
+  return of(_root(inside))
+
+
+def _is_async(one):
+  return 'custom_call_target="AsyncCollective' in one.attributes
+
+
+def _is_start(one):
+  return 'custom_call_target="AsyncCollectiveStart"' in one.attributes
 
 
 def _index(one):

@@ -66,6 +66,12 @@ def check(config):
       " set it to 1.",
   )
   _refuse(
+      objective in PAIRED and config.train.microbatch > 0,
+      f"objective.name is {objective!r} and train.microbatch"
+      f" {config.train.microbatch}: images are compared within one gradient;"
+      " set it to 0.",
+  )
+  _refuse(
       config.credit.name == "attention_map" and not r.attention_blocks,
       "credit.name is 'attention_map' and rollout.attention_blocks is empty:"
       " name the blocks whose attention is read.",

@@ -106,9 +106,15 @@ def check(config, mesh):
         f"train.updates is {config.train.updates}; it must divide the"
         f" {rows} images that selection keeps."
     )
-  meshes.check_divides(
-      mesh, "images of one optimizer step", rows // config.train.updates
-  )
+  rows //= config.train.updates
+  meshes.check_divides(mesh, "images of one optimizer step", rows)
+  microbatch = config.train.microbatch
+  if microbatch and (microbatch < 0 or rows % microbatch):
+    raise ValueError(
+        f"train.microbatch is {microbatch}; it must divide the {rows} images"
+        " of an optimizer step, or be 0."
+    )
+  meshes.check_divides(mesh, "train.microbatch", microbatch)
   if p.per_step > p.count:
     raise ValueError(
         f"prompts.per_step is {p.per_step}; prompts.count allows {p.count}."

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 
 from spatialrl.convert import folder
 from spatialrl.data import encode
+from spatialrl.data.prompts import States, Tokens
 from spatialrl.models import published, spatial_score
 from spatialrl.models.build import load_policy
 from spatialrl.models.spatial_score import SpatialScoreConfig
+from spatialrl.parallel import estimate, partition
 from spatialrl.parallel import mesh as meshes
-from spatialrl.parallel import partition
 from spatialrl.records import Signals
 from spatialrl.rewards import qwen
 from spatialrl.train import backbone, worlds
@@ -52,17 +53,30 @@ class Shapes:
 
   Attributes:
     loop: Loop, which has run nothing.
+    family: of the policy, a key of `partition.RULES`.
     base: frozen weights of the policy.
     state: TrainState.
     text: what `loop` reads of an iteration's prompts.
+    has_ids: whether the first part of `text` is token ids.
     judges: dict from name to (jitted function, weights, inputs, calls).
+    step_bytes: bytes of a device that each step of the rollout's window takes:
+      a state and a mean, and a log-prob for each position.
   """
 
   loop: Loop
+  family: str
   base: dict
   state: Any
   text: tuple
+  has_ids: bool
   judges: dict
+  step_bytes: int
+
+  @property
+  def weight_bytes(self):
+    """Bytes of a device that all weights and the state take."""
+    judges = [judge[1] for judge in self.judges.values()]
+    return _bytes((self.base, self.state, judges))
 
 
 def shapes(config, mesh):
@@ -70,62 +84,70 @@ def shapes(config, mesh):
 
   Args:
     config: of an `online` run.
-    mesh: of devices that need not exist; entered.
+    mesh: of devices that need not exist; not entered, for whatever is computed
+      on the way is computed here.
 
   Raises:
     ValueError: for a model that has neither a folder nor published sizes, or a
       judge that cannot be planned.
   """
   world = worlds.name_of(config)
-  policy, base, text = (_images if world == "images" else _scenes)(config)
-  images = len_images(config)
+  policy, base, text, read = (_images if world == "images" else _scenes)(config)
+  images = images_of(config)
   judges = {
       name: _judge(name, config.rewards[name], mesh, images, policy.size)
       for name in config.rewards
       if name not in _ON_HOST
   }
   base = _placed(mesh, policy.family, base)
-  loop = Loop(config, mesh, policy, {})
+  loop = Loop(config, mesh, policy, {}, read)
   return Shapes(
       loop=loop,
+      family=policy.family,
       base=base,
       state=loop.shapes(base),
       text=_batch(mesh, text),
+      has_ids=read.has_ids,
       judges=judges,
+      step_bytes=(
+          4 * images * math.prod(policy.latent_shape[:2])
+          * (2 * policy.latent_shape[2] + 1) // meshes.shards(mesh)
+      ),
   )
 
 
-def compile_all(config, mesh, held=None):
+def compile_all(config, mesh):
   """Compiles the programs one after the other.
 
   Args:
     config: of an `online` run.
-    mesh: entered.
-    held: Shapes, if they are there already.
+    mesh: as for `shapes`.
 
   Yields:
     (name, Program).
+
+  Raises:
+    ValueError: see `shapes`.
+    OutOfMemory: for the first program that no device could hold.
   """
-  held = held or shapes(config, mesh)
+  held = shapes(config, mesh)
   whole = meshes.replicated(mesh)
   number = _struct((), jnp.int32, whole)
-  weights = [judge[1] for judge in held.judges.values()]
-  standing = _bytes((held.base, held.state, weights))
+  standing = held.weight_bytes
   programs = held.loop.programs()
 
   def run(name, arguments, lasting, passing=()):
-    compiled = programs[name].lower(*arguments).compile()
+    lowered, compiled = _compile(mesh, name, programs[name], arguments)
     resident = standing - _bytes(lasting) + _bytes(passing)
     out = jax.tree.map(
         lambda x, s: _struct(x.shape, x.dtype, s),
-        jax.eval_shape(programs[name], *arguments),
+        lowered.out_info,
         compiled.output_shardings,
     )
     return Program(compiled, 1, resident), out
 
   state = held.state
-  steps = jnp.zeros(config.rollout.steps + 1)
-  times = _struct(steps.shape, steps.dtype, whole)
+  times = _struct((config.rollout.steps + 1,), jnp.float32, whole)
   rollout, drawn = run(
       "rollout",
       (held.base, state.params, held.text, times, state.key, number, number),
@@ -136,15 +158,16 @@ def compile_all(config, mesh, held=None):
 
   signals = {}
   for name, (score, weight, inputs, calls) in held.judges.items():
-    compiled = score.lower(weight, *inputs).compile()
+    title = f"reward_{name}"
+    _, compiled = _compile(mesh, title, score, (weight, *inputs))
     resident = standing - _bytes(weight) + _bytes(drawn)
-    yield f"reward_{name}", Program(compiled, calls, resident)
+    yield title, Program(compiled, calls, resident)
   for name in config.rewards:
-    rows = _struct((len_images(config),), jnp.float32, whole)
+    rows = _struct((images_of(config),), jnp.float32, whole)
     signals[name] = Signals(scalar=rows, sigma=rows)
 
-  labels = _struct((len_images(config),), jnp.int32, whole)
-  ids = held.text[0] if "init" in config else None
+  labels = _struct((images_of(config),), jnp.int32, whole)
+  ids = held.text[0] if held.has_ids else None
   prepare, (batch, *_) = run(
       "prepare",
       (
@@ -161,21 +184,47 @@ def compile_all(config, mesh, held=None):
   yield "update", update
 
 
-def len_images(config):
+class OutOfMemory(Exception):
+  """The compiler found a program too large for a device.
+
+  Attributes:
+    name: of the program.
+    wanted: bytes of a device.
+  """
+
+  def __init__(self, name, wanted):
+    super().__init__(f"{name} wants {wanted / 1e9:.1f} GB of a device.")
+    self.name, self.wanted = name, wanted
+
+
+def _compile(mesh, name, function, arguments):
+  """(lowered, compiled); raises OutOfMemory."""
+  with jax.set_mesh(mesh):
+    lowered = function.lower(*arguments)
+    try:
+      return lowered, lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      wanted = estimate.exhausted(str(error))
+      if wanted is None:
+        raise
+      raise OutOfMemory(name, wanted) from error
+
+
+def images_of(config):
   """Images of an iteration."""
   return config.prompts.per_step * config.rollout.group
 
 
 def _scenes(config):
-  """(policy, base weights, text) of the embedded world."""
+  """(policy, base weights, text, reader) of the embedded world."""
   policy, base = load_policy(config.init, config.lora, config.remat)
-  count = (len_images(config), config.prompts.max_tokens)
+  count = (images_of(config), config.prompts.max_tokens)
   text = (_struct(count, jnp.int32), _struct(count, bool))
-  return policy, base, text
+  return policy, base, text, Tokens(config.prompts.max_tokens)
 
 
 def _images(config):
-  """(policy, base weights, text) of a downloaded backbone."""
+  """(policy, base weights, text, reader) of a downloaded backbone."""
   root, text = pathlib.Path(config.model.folder).expanduser(), config.text
   published_sizes = published.PIPELINES.get(root.name, (None, None))
   sizes = [
@@ -194,12 +243,12 @@ def _images(config):
       name: _cast(part, text.dtype if name == "empty" else config.model.dtype)
       for name, part in base.items()
   }
-  rows = len_images(config)
+  rows = images_of(config)
   text = [
       _struct((rows, *x.shape[1:]), x.dtype)
       for x in (base["empty"]["text"], base["empty"]["pooled"])
   ]
-  return policy, base, tuple(text)
+  return policy, base, tuple(text), States  # which nobody will ask to read
 
 
 def _judge(name, config, mesh, images, side):
