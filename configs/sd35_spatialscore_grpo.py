@@ -24,7 +24,9 @@ def get_config(arg=""):
   c.world = "images"
   c.tiny = ""  # "sd3" or "flux": random weights instead of the paths below
   c.seed = 0
-  c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
+  # data, fsdp, tensor; -1 = all devices that are left. The judge alone has 16 GB
+  # of weights, so every device holds a part.
+  c.mesh = (1, -1, 1)
   c.steps = 1000
   c.model = {
       "folder": "models/stable-diffusion-3.5-medium",  # of diffusers

@@ -262,9 +262,10 @@ def _judge(name, config, mesh, images, side):
   known = published.VISION_LANGUAGE
   sizes = _sizes("rewards.qwen_score.folder", path, known.get(path.name), known)
   sizes = dataclasses.replace(sizes, dtype=config.dtype)
-  model, reading = SpatialScoreConfig(sizes), _READING
   if pathlib.Path(config.weights).expanduser().exists():
     model, reading, _ = qwen.load(config.weights, sizes)
+  else:
+    model, reading = SpatialScoreConfig(sizes), _READING
 
   def init(key):
     base = spatial_score.init(model, key)
