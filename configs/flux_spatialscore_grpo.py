@@ -9,8 +9,8 @@
 The run of sd35_spatialscore_grpo.py on the backbone of the paper: FLUX's own
 schedule at 512 pixels, the guidance that it was distilled with and none
 besides. Noise level and adapted layers are Flow-GRPO's for FLUX
-(arXiv:2505.05470). `:tiny` runs the whole job on random weights, and docs/plan.md
-says what it takes of a TPU slice without any.
+(arXiv:2505.05470). `:tiny` runs the whole job on random weights;
+experiments/plan says what the rest takes of a TPU slice.
 """
 
 import pathlib

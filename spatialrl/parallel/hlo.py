@@ -325,7 +325,7 @@ def _read(inside, index):
       if one.opcode == "parameter" and one.argument == str(index)
   )
   names, total, whole = {start.name}, 0, _bytes(start.type)
-  runs = not any(_is_start(one) for one in inside.values())
+  starts = any(_is_start(one) for one in inside.values())
   for one in inside.values():
     if not names & set(one.operands):
       continue
@@ -335,7 +335,7 @@ def _read(inside, index):
       total += _bytes(one.type)
     elif one.opcode == "tuple" or _is_async(one):
       continue
-    elif one.opcode in COLLECTIVES and runs:
+    elif one.opcode in COLLECTIVES and not starts:
       continue
     elif one.opcode != "dynamic-update-slice" or one.operands[0] not in names:
       return whole

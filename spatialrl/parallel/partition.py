@@ -155,6 +155,15 @@ def shardings(mesh, family, tree):
   )
 
 
+def structs(mesh, family, tree):
+  """The tree as ShapeDtypeStructs, each where its rule puts it."""
+  return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      tree,
+      shardings(mesh, family, tree),
+  )
+
+
 def place(mesh, family, tree):
   """The tree as arrays on the mesh, each where its rule puts it."""
   return jax.tree.map(meshes.put, tree, shardings(mesh, family, tree))

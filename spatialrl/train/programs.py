@@ -99,7 +99,7 @@ def shapes(config, mesh):
       for name in config.rewards
       if name not in _ON_HOST
   }
-  base = _placed(mesh, policy.family, base)
+  base = partition.structs(mesh, policy.family, base)
   loop = Loop(config, mesh, policy, {}, read)
   return Shapes(
       loop=loop,
@@ -146,27 +146,30 @@ def compile_all(config, mesh):
     )
     return Program(compiled, 1, resident), out
 
-  state = held.state
+  state, rows = held.state, images_of(config)
+  samples = state.old or state.params
   times = _struct((config.rollout.steps + 1,), jnp.float32, whole)
   rollout, drawn = run(
       "rollout",
-      (held.base, state.params, held.text, times, state.key, number, number),
-      (held.base, state.params),
+      (held.base, samples, held.text, times, state.key, number, number),
+      (held.base, samples),
   )
   yield "rollout", rollout
   trajectory, cond, images = drawn
 
-  signals = {}
-  for name, (score, weight, inputs, calls) in held.judges.items():
+  score = _struct((rows,), jnp.float32, whole)
+  signals = {name: Signals(scalar=score) for name in config.rewards}
+  for name, (judge, weights, inputs, calls) in held.judges.items():
     title = f"reward_{name}"
-    _, compiled = _compile(mesh, title, score, (weight, *inputs))
-    resident = standing - _bytes(weight) + _bytes(drawn)
+    lowered, compiled = _compile(mesh, title, judge, (weights, *inputs))
+    resident = standing - _bytes(weights) + _bytes(drawn)
     yield title, Program(compiled, calls, resident)
-  for name in config.rewards:
-    rows = _struct((images_of(config),), jnp.float32, whole)
-    signals[name] = Signals(scalar=rows, sigma=rows)
+    signals[name] = jax.tree.map(
+        lambda x: _struct((rows, *x.shape[1:]), x.dtype, whole),
+        lowered.out_info,
+    )
 
-  labels = _struct((images_of(config),), jnp.int32, whole)
+  labels = _struct((rows,), jnp.int32, whole)
   ids = held.text[0] if held.has_ids else None
   prepare, (batch, *_) = run(
       "prepare",
@@ -273,7 +276,7 @@ def _judge(name, config, mesh, images, side):
 
   base, trained = jax.eval_shape(init, jax.random.key(0))
   weights = tuple(
-      _placed(mesh, "qwen_vl", tree)
+      partition.structs(mesh, "qwen_vl", tree)
       for tree in (_cast(base, config.dtype), trained)
   )
   rows, length = config.batch or images, reading.max_tokens
@@ -308,14 +311,6 @@ def _struct(shape, dtype, sharding=None):
 
 def _cast(tree, dtype):
   return jax.tree.map(lambda x: _struct(x.shape, jnp.dtype(dtype)), tree)
-
-
-def _placed(mesh, family, tree):
-  return jax.tree.map(
-      lambda x, s: _struct(x.shape, x.dtype, s),
-      tree,
-      partition.shardings(mesh, family, tree),
-  )
 
 
 def _batch(mesh, tree):
