@@ -105,6 +105,13 @@ _TPU_SHAPES = {
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
     "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
 }
+# What the compiler reads as it is loaded: that there is no TPU to ask about, and
+# more room for its threads, which the vision tower of Qwen2.5-VL overflows.
+_COMPILER = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "LIBTPU_INIT_ARGS": "--fibers_default_thread_stack_size=2097152",
+}
 MOST_GPUS = 8
 _GPU_COUNTS = ("1", "2", "4", str(MOST_GPUS))
 TOPOLOGIES = tuple(
@@ -137,7 +144,7 @@ def find(name):
         f"topology {name} needs the TPU compiler; pip install"
         ' "spatialrl[tpu]" has it, and no TPU is needed.'
     ) from error
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # we are on no TPU
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  for variable, value in _COMPILER.items():
+    os.environ.setdefault(variable, value)
   described = topologies.get_topology_desc(platform="tpu", topology_name=name)
   return Slice(name, chip, shape, tuple(described.devices))
