@@ -38,9 +38,9 @@ _ADAPTERS = (
 _AUTOENCODER = ((r"(.*/)?(encoder|decoder)/.+", P()),)
 
 # Modulations multiply one vector an image: their kernels are split by what they
-# put out, and the vectors gathered, for a gathered kernel would cost more. Split
-# over `tensor` as well, XLA's partitioner gives gradients that are wrong by
-# several percent on a mesh of 2 x 2 x 2 (jax 0.10.2, seen on CPU).
+# put out, and the vectors gathered, for a gathered kernel would cost more.
+# Split over `tensor` as well, XLA's partitioner gives gradients that are wrong
+# by several percent on a mesh of 2 x 2 x 2 (jax 0.10.2, seen on CPU).
 _TRANSFORMER = (
     (r"(.*/)?places", P()),
     (r"(.*[/_])?modulations?/kernel", P(None, "fsdp")),

@@ -1,4 +1,4 @@
-"""A small online run on the meshes given; run as a script, a process of its own.
+"""A small online run on the meshes given; run as a script of its own.
 
   python tests/parallel/_online.py OUT SHAPE [SHAPE ...]
 
@@ -86,7 +86,7 @@ def run(config, mesh):
   prompts = scenes.prompts(config.seed, config.prompts.count, relations=(1,))
   for step in range(STEPS):
     chosen, labels = online.choose_prompts(prompts, config, step)
-    if step == 0:
+    if step == 0 and mesh.shape["tensor"] > 1 == jax.process_count():
       check_placement(loop, mesh, base, state, read(chosen), labels)
     state, values = loop.iterate(base, state, chosen, labels, step)
     for name in out:
