@@ -24,6 +24,7 @@ def get_config(arg=""):
   c.lora = {"rank": 0, "alpha": 64.0, "targets": (".*",)}  # 0: all weights
   c.remat = False  # True: recompute layers in the gradient, for less memory
   c.checkpoint = {"every": 25, "keep_last": 2}
+  c.profile_steps = ()  # (first, end): iterations whose trace is written
 
   c.prompts = {
       "relations": (1,),

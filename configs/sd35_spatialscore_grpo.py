@@ -49,6 +49,7 @@ def get_config(arg=""):
   }
   c.remat = True
   c.checkpoint = {"every": 20, "keep_last": 2}
+  c.profile_steps = ()  # (first, end): iterations whose trace is written
 
   c.prompts = {
       "file": "prompts/train.txt",  # a prompt a line, or .jsonl with "prompt"

@@ -1,5 +1,7 @@
 """Slots that do not fit together, refused before anything is loaded."""
 
+import jax
+
 from spatialrl.records import Signals
 from spatialrl.rewards.aggregate import weighted_sum
 from spatialrl.rewards.judges import SMOOTH
@@ -167,6 +169,12 @@ def check(config):
         bool(blind),
         f"objective.name is {objective!r} and aggregate.weights names {blind}:"
         f" the gradient needs judges among {SMOOTH}.",
+    )
+    # The judge's weights are constants of the program, which must be local.
+    _refuse(
+        jax.process_count() > 1,
+        f"objective.name is {objective!r} and there are {jax.process_count()}"
+        " processes: the gradient of a reward needs a single one.",
     )
 
 

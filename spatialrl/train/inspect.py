@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import jax
-import numpy as np
 from absl import logging
 from ml_collections import config_dict
 
