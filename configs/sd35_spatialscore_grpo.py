@@ -24,8 +24,8 @@ def get_config(arg=""):
   c.world = "images"
   c.tiny = ""  # "sd3" or "flux": random weights instead of the paths below
   c.seed = 0
-  # data, fsdp, tensor; -1 = all devices that are left. Every device holds a part
-  # of the weights, of which the judge alone has 16 GB.
+  # data, fsdp, tensor; -1 = all devices that are left. Every device holds a
+  # part of the weights, of which the judge alone has 16 GB.
   c.mesh = (1, -1, 1)
   c.steps = 1000
   c.model = {

@@ -105,8 +105,8 @@ _TPU_SHAPES = {
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
     "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
 }
-# What the compiler reads when it is loaded: that there is no TPU to ask, and how
-# much room its threads get, which Qwen2.5-VL as a judge overflows by default.
+# What the compiler reads when it is loaded: that there is no TPU to ask, and
+# how much room its threads get, which the judge Qwen2.5-VL else overflows.
 _COMPILER = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
