@@ -9,7 +9,8 @@
 The run of sd35_spatialscore_grpo.py on the backbone of the paper: FLUX's own
 schedule at 512 pixels, the guidance that it was distilled with and none
 besides. Noise level and adapted layers are Flow-GRPO's for FLUX
-(arXiv:2505.05470). `:tiny` runs the whole job on random weights.
+(arXiv:2505.05470). `:tiny` runs the whole job on random weights;
+experiments/plan says what the rest takes of a TPU slice.
 """
 
 import pathlib
@@ -38,4 +39,7 @@ def get_config(arg=""):
     c.tiny = "flux"
   else:
     c.eval.steps = 28
+    # Two images a call on each of 16 devices: docs/plan.md says what it takes.
+    c.rollout.update({"chunk": 32, "decode_chunk": 16})
+    c.train.microbatch = 32
   return c

@@ -24,6 +24,7 @@ def get_config(arg=""):
   c.lora = {"rank": 0, "alpha": 64.0, "targets": (".*",)}  # 0: all weights
   c.remat = False  # True: recompute layers in the gradient, for less memory
   c.checkpoint = {"every": 25, "keep_last": 2}
+  c.profile_steps = ()  # (first, end): iterations whose trace is written
 
   c.prompts = {
       "relations": (1,),
@@ -67,6 +68,7 @@ def get_config(arg=""):
   c.behaviour = {"name": "current"}  # the policy that draws the images
   c.train = {
       "updates": 2,  # optimizer steps an iteration
+      "microbatch": 0,  # images a gradient, of which steps sum up; 0: all
       # Cap and anchor together keep what the base varies: rewards stop pulling
       # at what is right, and the anchor holds the rest.
       "anchor_weight": 0.0018,

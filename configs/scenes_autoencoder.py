@@ -23,6 +23,7 @@ def get_config(arg=""):
   c.log_every = 50
   c.eval_every = 250
   c.checkpoint = {"every": 250, "keep_last": 2}
+  c.profile_steps = ()  # (first, end): iterations whose trace is written
 
   c.data = {"relations": (1, 3)}  # scenes of two things and of three
   c.autoencoder = {

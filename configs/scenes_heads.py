@@ -22,6 +22,7 @@ def get_config(arg=""):
   c.log_every = 50
   c.eval_every = 500
   c.checkpoint = {"every": 500, "keep_last": 2}
+  c.profile_steps = ()  # (first, end): iterations whose trace is written
 
   c.data = {
       "relations": (1, 1, 2, 3),  # of the prompts of a batch, in turn

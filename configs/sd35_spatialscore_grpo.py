@@ -24,7 +24,9 @@ def get_config(arg=""):
   c.world = "images"
   c.tiny = ""  # "sd3" or "flux": random weights instead of the paths below
   c.seed = 0
-  c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
+  # data, fsdp, tensor; -1 = all devices that are left. Every device holds a
+  # part of the weights, of which the judge alone has 16 GB.
+  c.mesh = (1, -1, 1)
   c.steps = 1000
   c.model = {
       "folder": "models/stable-diffusion-3.5-medium",  # of diffusers
@@ -47,6 +49,7 @@ def get_config(arg=""):
   }
   c.remat = True
   c.checkpoint = {"every": 20, "keep_last": 2}
+  c.profile_steps = ()  # (first, end): iterations whose trace is written
 
   c.prompts = {
       "file": "prompts/train.txt",  # a prompt a line, or .jsonl with "prompt"
@@ -90,6 +93,7 @@ def get_config(arg=""):
   c.behaviour = {"name": "current"}
   c.train = {
       "updates": 2,
+      "microbatch": 0,  # images a gradient, of which steps sum up; 0: all
       "anchor_weight": 0.01,
       "ema_decay": 0.9,
       "ema_every": 8,

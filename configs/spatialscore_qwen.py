@@ -45,6 +45,7 @@ def get_config(arg=""):
   c.log_every = 10
   c.eval_every = 200
   c.checkpoint = {"every": 200, "keep_last": 2}
+  c.profile_steps = ()  # (first, end): iterations whose trace is written
   c.optimizer = {
       "learning_rate": 1e-4,
       "schedule": "cosine",

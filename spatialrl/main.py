@@ -1,15 +1,25 @@
 """Runs one job: python -m spatialrl.main --config FILE[:ARG] --workdir DIR."""
 
 import importlib
+import signal
 import sys
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from spatialrl.command import parse
+from spatialrl.io.workdir import check_local, resolve
+from spatialrl.parallel import distributed
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.platform import prepare_process
-from spatialrl.train.run import EXIT_STOPPED, Stopped
+from spatialrl.train.run import (
+  EXIT_DONE,
+  EXIT_FAILED,
+  EXIT_STOPPED,
+  Stopped,
+  stop_at_once,
+)
 
 JOBS = (
     "autoencoder", "pretrain", "reward", "heads", "online", "eval", "sample"
@@ -29,31 +39,27 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   config = _CONFIG.value
+  workdir = _WORKDIR.value
   try:
     if config.job not in JOBS:
       raise ValueError(f"job is {config.job!r}; allowed are {JOBS}.")
+    check_local(workdir)
+    distributed.start()
+    if jax.process_count() == 1:
+      signal.signal(signal.SIGTERM, stop_at_once)
+    distributed.check_same(resolve(config))
     job = importlib.import_module(f"spatialrl.train.{config.job}")
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-      job.run(config, _WORKDIR.value, mesh)
+      job.run(config, workdir, mesh)
   except Stopped as stop:
     print(f"stopped: {stop}", file=sys.stderr)
     return EXIT_STOPPED
   except (ValueError, OSError) as error:
     logging.debug("the error's origin", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
-    return 1
-  return 0
-
-
-def parse(argv):
-  """Parses flags; a config that cannot be gets one sentence, no traceback."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-    text = " ".join(str(error).split())
-    print(f"error: {text}", file=sys.stderr)
-    sys.exit(1)
+    return EXIT_FAILED
+  return EXIT_DONE
 
 
 def cli():

@@ -118,7 +118,7 @@ def load(path, *, kind=None, dtype=None, placement=None):
 
 def load_whole(whole, *, dtype=None, placement=None):
   """The parameters of an open folder; see `load`."""
-  default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   flat = {}
   name = f"read {whole.model.path.name}"
   for parameter in progress(parameters(whole, dtype), name):

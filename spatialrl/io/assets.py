@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 
+import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -19,7 +20,7 @@ def resolve(name):
 
 
 def save(path, params, metadata, dtype=np.float16):
-  """Writes a nested dict of arrays.
+  """Writes a nested dict of arrays; of several processes the first does.
 
   Args:
     path: file to write.
@@ -28,6 +29,8 @@ def save(path, params, metadata, dtype=np.float16):
     dtype: stored type; half precision halves the file and moves the outputs
       of the packaged models by less than their training noise.
   """
+  if jax.process_index() != 0:
+    return
   flat = {
     name: np.ascontiguousarray(np.asarray(leaf).astype(dtype))
     for name, leaf in _flatten(params).items()

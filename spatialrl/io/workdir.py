@@ -7,11 +7,13 @@ import pathlib
 import platform
 import subprocess
 
+import jax
 from absl import logging
 from etils import epath
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-_MAY_DIFFER = ("steps",)  # A finished run may be continued for longer.
+# A run may go on for longer, on other devices, and be looked at.
+_MAY_DIFFER = ("steps", "mesh", "profile_steps")
 
 
 def prepare(workdir, config):
@@ -19,8 +21,9 @@ def prepare(workdir, config):
 
   The file holds the resolved `config`, the `versions` of what computes the
   numbers, and the git `revision` (null where there is no git). When a run is
-  resumed the file is kept, with only `steps` brought up to date, and other
-  versions or another revision are logged as a warning.
+  resumed, other versions or another revision are logged as a warning, and only
+  the config is brought up to date: `steps`, `mesh` and `profile_steps` may
+  change. Of several processes the first writes.
 
   Args:
     workdir: a local or mounted directory, created with its parents.
@@ -34,10 +37,11 @@ def prepare(workdir, config):
     ValueError: the directory belongs to a run with another config; the
       sentence names the first fields that differ.
   """
+  check_local(workdir)
   workdir = pathlib.Path(workdir).expanduser().absolute()
   check_writable(workdir)
   path = workdir / "config.json"
-  resolved = json.loads(json.dumps(_plain(config), default=_encode))
+  resolved = resolve(config)
   stamp = {
     "config": resolved,
     "versions": _versions(),
@@ -45,7 +49,15 @@ def prepare(workdir, config):
   }
   if path.exists():
     first = _read_stamp(path)
-    _check_same(first["config"], resolved, path)
+    differ = differences(
+      _without_free(first["config"]), _without_free(resolved),
+      "config.{} was {}, is {}",
+    )
+    if differ:
+      raise ValueError(
+        f"{workdir} holds a run with another config: {differ}; resume with the"
+        " same config or use another workdir"
+      )
     for name in ("versions", "revision"):
       if first[name] != stamp[name]:
         logging.warning(
@@ -53,8 +65,27 @@ def prepare(workdir, config):
           *(workdir, name, first[name], stamp[name]),
         )
     stamp = {**first, "config": resolved}
-  write_json(path, stamp)
+  if jax.process_index() == 0:
+    write_json(path, stamp)
   return workdir
+
+
+def check_local(workdir):
+  """Raises ValueError for a bucket, where no file can be appended to."""
+  if "://" in str(workdir):
+    raise ValueError(
+      f"workdir is {str(workdir)!r}; give a local or mounted directory:"
+      " tpu/run.sh takes a bucket and mirrors it, gcsfuse mounts one."
+    )
+
+
+def resolve(config):
+  """A ConfigDict or dict as JSON keeps it: references followed, lists.
+
+  Raises:
+    ValueError: it holds what JSON cannot.
+  """
+  return json.loads(json.dumps(_plain(config), default=_encode))
 
 
 def check_writable(directory):
@@ -141,23 +172,28 @@ def _read_stamp(path):
   return stamp
 
 
-def _check_same(before, now, path, *, shown=3):
-  """Raises ValueError naming the first `shown` fields that differ."""
+def differences(before, now, form, *, shown=3):
+  """Says in which fields two configs differ, or returns "".
+
+  Args:
+    before: dict of JSON values, with dicts inside.
+    now: the other.
+    form: takes name, value before and value now, as "{} was {}, is {}" does.
+    shown: fields that are named; of the rest only the number is told.
+  """
   before, now = dict(_fields(before)), dict(_fields(now))
   absent = "absent"
   differ = [
-    f"config.{name} was {before.get(name, absent)}, is {now.get(name, absent)}"
+    form.format(name, before.get(name, absent), now.get(name, absent))
     for name in sorted(before.keys() | now.keys())
-    if name not in _MAY_DIFFER
-    and before.get(name, absent) != now.get(name, absent)
+    if before.get(name, absent) != now.get(name, absent)
   ]
-  if differ:
-    more = f" (and {len(differ) - shown} more)" if len(differ) > shown else ""
-    raise ValueError(
-      f"{path.parent} holds a run with another config: "
-      f"{'; '.join(differ[:shown])}{more}; "
-      "resume with the same config or use another workdir"
-    )
+  more = f" (and {len(differ) - shown} more)" if len(differ) > shown else ""
+  return "; ".join(differ[:shown]) + more
+
+
+def _without_free(config):
+  return {name: config[name] for name in config if name not in _MAY_DIFFER}
 
 
 def _fields(tree, prefix=""):

@@ -42,7 +42,7 @@ class DiffusionPolicy:
   lora: loras.LoRAConfig | None = None
 
   def __post_init__(self):
-    is_flux = isinstance(self.network, FluxConfig)
+    is_flux = self.family == "flux"
     patch = _FLUX_PATCH if is_flux else self.network.patch
     pixels = self.autoencoder.factor * patch
     if self.size < 1 or self.size % pixels:
@@ -69,25 +69,51 @@ class DiffusionPolicy:
     return side, side, self.network.channels
 
   @property
+  def family(self):
+    """Key of `partition.RULES`."""
+    return "flux" if isinstance(self.network, FluxConfig) else "sd3"
+
+  @property
   def remat(self):
     """Whether layers are recomputed in the backward pass."""
     return self.network.remat
+
+  def init(self, key, tokens):
+    """Random weights, as if the empty prompt had so many tokens."""
+    net_key, coder_key = jax.random.split(key)
+    empty = {
+        "text": jnp.zeros((1, tokens, self.network.text_width)),
+        "pooled": jnp.zeros((1, self.network.pooled_width)),
+    }
+    made = self._made({}, empty, net_key, "params")
+    return {
+        "network": made["params"],
+        "autoencoder": autoencoders.init(self.autoencoder, coder_key),
+        "empty": empty,
+    }
 
   def init_trainable(self, key, params):
     """What RL trains: fresh adapters, or a copy of the network's weights."""
     if self.lora is None:
       return jax.tree.map(jnp.array, params["network"])
-    empty = params["empty"]
+    variables = {"params": params["network"]}
     with loras.adapted(self.lora):
-      _, made = self._apply(
-          {"params": params["network"]},
-          jnp.zeros((1, *self.latent_shape)),
-          jnp.ones((1,)),
-          self.encode(params, empty["text"], empty["pooled"]),
-          rngs={"params": key},
-          mutable=[loras.COLLECTION],
-      )
+      made = self._made(variables, params["empty"], key, loras.COLLECTION)
     return loras.created(made, self.lora)
+
+  def _made(self, variables, empty, key, collection):
+    """The variables that the network makes for itself, run on one image."""
+    # A single image cannot be split over a mesh, as kernels of attention would.
+    network = dataclasses.replace(self.network, attention="xla")
+    _, made = dataclasses.replace(self, network=network)._apply(
+        variables,
+        jnp.zeros((1, *self.latent_shape)),
+        jnp.ones((1,)),
+        self.encode(None, empty["text"], empty["pooled"]),
+        rngs={"params": key},
+        mutable=[collection],
+    )
+    return made
 
   def start(self, params):
     """Where full fine-tuning starts; see `lora.start`."""
@@ -148,8 +174,7 @@ class DiffusionPolicy:
       mutable=False,
   ):
     """The network itself; without a mask, for all of the text is real."""
-    is_flux = isinstance(self.network, FluxConfig)
-    network = (Flux if is_flux else MMDiT)(self.network)
+    network = (Flux if self.family == "flux" else MMDiT)(self.network)
     inputs = [x, t, cond.text, cond.pooled, None, words, blocks]
     if self.distilled_guidance is not None:
       inputs.append(jnp.full(t.shape, self.distilled_guidance))

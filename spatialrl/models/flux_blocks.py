@@ -10,6 +10,7 @@ import numpy as np
 
 from spatialrl.models import layers
 from spatialrl.models.attention import attend
+from spatialrl.parallel.mesh import keep_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +99,8 @@ class DoubleBlock(nn.Module):
     gate, shift, scale, gate2 = parts
     out = nn.Dense(c.width, dtype=c.dtype, name=f"{name}_out")
     feed_forward = layers.FeedForward(c.width, c.dtype, name=f"{name}_ff")
-    x = x + gate * out(attended)
-    x = x + gate2 * feed_forward(_modulated(x, shift, scale))
+    x = keep_rows(x + gate * out(attended))
+    x = keep_rows(x + gate2 * feed_forward(_modulated(x, shift, scale)))
     self.sow("intermediates", name, x)
     return x
 
@@ -125,11 +126,12 @@ class SingleBlock(nn.Module):
       tokens = x.shape[1] - words.shape[1]
       seen = layers.map_words(wanted, q[:, :tokens], k[:, tokens:], mask, words)
     attended = attend(q, k, v, implementation=c.attention)
-    hidden = nn.gelu(dense(4 * c.width, name="up")(hidden), approximate=True)
+    hidden = keep_rows(dense(4 * c.width, name="up")(hidden))
+    hidden = nn.gelu(hidden, approximate=True)
     # One matrix over both of them side by side would have to copy them there.
     out = dense(c.width, name="out")(attended.reshape(x.shape))
     out = out + dense(c.width, use_bias=False, name="down")(hidden)
-    x = x + gate * out
+    x = keep_rows(x + gate * out)
     self.sow("intermediates", "both", x)
     return x, seen
 
@@ -137,7 +139,7 @@ class SingleBlock(nn.Module):
 class _TurnedNorm(nn.Module):
   """RMS norm of each head, turned by the place of its token.
 
-  Call with x [B, N, H, d] and turns, (cos, sin) f32[N, d], or None to leave
+  Call with x [B, H, N, d] and turns, (cos, sin) f32[N, d], or None to leave
   out the turn; with J the turn of each pair of channels by 90 degrees and s
   the scale, it returns (s x) cos + J (s x) sin over the root mean square of x.
   """
@@ -158,10 +160,10 @@ class _TurnedNorm(nn.Module):
     even = np.arange(0, width, 2)
     quarter[even + 1, even], quarter[even, even + 1] = -1, 1
     other = jnp.einsum(
-        "bnhd,de->bnhe", x, quarter.astype(x.dtype), precision="highest"
+        "bhnd,de->bhne", x, quarter.astype(x.dtype), precision="highest"
     )
     swapped = scale.reshape(-1, 2)[:, ::-1].reshape(1, width)
-    cos, sin = (cos * scale)[None, :, None], (sin * swapped)[None, :, None]
+    cos, sin = (cos * scale)[None, None], (sin * swapped)[None, None]
     return ((y * cos + other.astype(jnp.float32) * sin) * size).astype(x.dtype)
 
 
@@ -172,10 +174,13 @@ def _modulated(x, shift, scale):
 def _heads(config, prefix, x, turns):
   """Queries, keys and values, each [B, N, H, d], the first two turned."""
   shape = (*x.shape[:2], config.heads, config.width // config.heads)
+  dense = functools.partial(nn.Dense, config.width, dtype=config.dtype)
   q, k, v = (
-      nn.Dense(config.width, dtype=config.dtype, name=prefix + part)(x)
+      # Heads first, as kernels of attention want them: whole tiles of a TPU's
+      # registers move, and norm and turn need no other order.
+      keep_rows(dense(name=prefix + part)(x)).reshape(shape).swapaxes(1, 2)
       for part in ("q", "k", "v")
   )
-  q = _TurnedNorm(name=f"{prefix}q_norm")(q.reshape(shape), turns)
-  k = _TurnedNorm(name=f"{prefix}k_norm")(k.reshape(shape), turns)
-  return q, k, v.reshape(shape)
+  q = _TurnedNorm(name=f"{prefix}q_norm")(q, turns)
+  k = _TurnedNorm(name=f"{prefix}k_norm")(k, turns)
+  return tuple(part.swapaxes(1, 2) for part in (q, k, v))

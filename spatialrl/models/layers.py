@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatialrl.models.attention import check_implementation, word_map
+from spatialrl.parallel.mesh import keep_rows
 
 _TIME_FEATURES = 256
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -31,7 +32,7 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.Dense(4 * self.width, dtype=self.dtype, name="up")(x)
+    x = keep_rows(nn.Dense(4 * self.width, dtype=self.dtype, name="up")(x))
     x = nn.gelu(x, approximate=True)
     return nn.Dense(self.width, dtype=self.dtype, name="down")(x)
 
@@ -39,9 +40,10 @@ class FeedForward(nn.Module):
 def normed(x):
   """Layer norm without parameters, statistics in float32."""
   y = x.astype(jnp.float32)
-  y = y - y.mean(-1, keepdims=True)
-  y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
-  return y.astype(x.dtype)
+  mean = y.mean(-1, keepdims=True)
+  # Both means in one reading of x, as in flax's own; a stream's mean is small.
+  variance = jnp.maximum((y * y).mean(-1, keepdims=True) - mean * mean, 0.0)
+  return ((y - mean) * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
 
 
 def time_features(t):

@@ -35,6 +35,8 @@ class LoRAConfig:
 def adapted(config):
   """Within this context every targeted `nn.Dense` adds its adapter.
 
+  It multiplies in the layer's own dtype, in whatever dtype it is stored.
+
   Args:
     config: LoRAConfig, or None for no adapters at all.
   """
@@ -63,10 +65,11 @@ def adapted(config):
     up = module.variable(
         COLLECTION, "b", jnp.zeros, (config.rank, module.features)
     )
-    scale = config.alpha / config.rank
-    out = next_function(x)
-    product = (x @ down.value) @ up.value * scale
-    return out + product.astype(out.dtype)
+    # As `nn.Dense` treats its own input and kernel.
+    x, a, b = nn.dtypes.promote_dtype(
+        x, down.value, up.value, dtype=module.dtype
+    )
+    return next_function(x) + (x @ a * (config.alpha / config.rank)) @ b
 
   with nn.intercept_methods(interceptor):
     yield

@@ -74,6 +74,11 @@ class Policy:
     return side, side, self.mmdit.channels
 
   @property
+  def family(self):
+    """Key of `partition.RULES`."""
+    return "scenes"
+
+  @property
   def remat(self):
     """Whether layers are recomputed in the backward pass."""
     return self.mmdit.remat

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
+from spatialrl.parallel import distributed
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 from spatialrl.scenes.render import to_uint8
@@ -33,7 +33,7 @@ class External:
       patience: batches in a row without any score that stop the run.
     """
     self._name, self._pool = name, pool
-    self._rows, self._patience = meshes.batched(mesh), patience
+    self._mesh, self._patience = mesh, patience
     self._dead = 0
 
   def __call__(self, images, prompts):
@@ -42,16 +42,13 @@ class External:
     Raises:
       PoolDeadError: no image got a score, for the `patience`-th time in a row.
     """
-    rows, pixels = owned(jax.device_put(images, self._rows))
-    scores = np.zeros(len(prompts), np.float32)
-    scores[rows], reason = self._pool(pixels, [prompts[i] for i in rows])
-    if jax.process_count() > 1:  # each row was scored by one process
-      scores = multihost_utils.process_allgather(scores).sum(0)
+    rows, pixels = owned(meshes.put_rows(self._mesh, images))
+    scores, reason = self._pool(pixels, [prompts[i] for i in rows])
+    scores = np.asarray(scores, np.float32)
+    scores = distributed.sum_rows(scores, rows, len(prompts))
     self._watch(scores, reason)
-    scalar = jax.make_array_from_callback(
-      scores.shape, self._rows, lambda index: scores[index]
-    )
-    return Signals(scalar=scalar)
+    whole = meshes.replicated(self._mesh)
+    return Signals(scalar=meshes.put(scores, whole))
 
   def compilations(self):
     """Nothing is compiled."""

@@ -15,11 +15,12 @@ from spatialrl.data import tokenizers
 from spatialrl.evals import relations
 from spatialrl.models import reward_heads, reward_model
 from spatialrl.models.build import load_heads, load_reward
+from spatialrl.parallel import distributed, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 from spatialrl.rewards import ocr, qwen
+from spatialrl.rewards.external import owned
 from spatialrl.rewards.remote import Remote
-from spatialrl.scenes.render import to_uint8
 
 
 class SpatialScore:
@@ -31,17 +32,17 @@ class SpatialScore:
 
   def _prepare(self, model, params, mesh):
     self.model = model
-    self.params = jax.device_put(params, meshes.replicated(mesh))
+    self.params = partition.place(mesh, "scenes", params)
     self._tokenizer = tokenizers.load()
-    self._rows = meshes.batched(mesh)
-    self._score = jax.jit(self._run)
+    self._mesh, self._rows = mesh, meshes.batched(mesh)
+    self._score = jax.jit(self._run, out_shardings=meshes.replicated(mesh))
 
   def __call__(self, images, prompts):
     """Scores images under prompts, sharded over the mesh's data axes."""
     ids, mask = tokenizers.encode(
         self._tokenizer, prompts, self.model.max_tokens
     )
-    ids, mask = jax.device_put((ids, mask), self._rows)
+    ids, mask = meshes.put_rows(self._mesh, (ids, mask))
     return self._score(self.params, images, ids, mask)
 
   def score(self, images, ids, mask):
@@ -126,18 +127,19 @@ class Oracle:
   """
 
   def __init__(self, config, mesh):
-    del mesh
-    self._side = config.get("map_side", 0)
+    self._mesh, self._side = mesh, config.get("map_side", 0)
 
   def __call__(self, images, prompts):
-    pixels = to_uint8(jax.device_get(images))
-    judged = relations.verdicts(prompts, pixels)
-    covered = None
+    rows, pixels = owned(meshes.put_rows(self._mesh, images))
+    judged = relations.verdicts([prompts[i] for i in rows], pixels)
+    read = {"scalar": relations.rewards(judged)}
     if self._side:
-      covered = jnp.asarray(relations.box_maps(judged, self._side))
-    return Signals(
-        scalar=jnp.asarray(relations.rewards(judged)), map=covered
-    )
+      read["map"] = relations.box_maps(judged, self._side)
+    whole = meshes.replicated(self._mesh)
+    return Signals(**{
+        name: meshes.put(distributed.sum_rows(x, rows, len(prompts)), whole)
+        for name, x in read.items()
+    })
 
   def compilations(self):
     """Nothing is compiled."""

@@ -6,6 +6,7 @@ how images and prompts are read.
 """
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -19,6 +20,7 @@ from spatialrl.io import assets
 from spatialrl.models import spatial_score
 from spatialrl.models.lora import LoRAConfig
 from spatialrl.models.spatial_score import SpatialScoreConfig
+from spatialrl.parallel import distributed, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 
@@ -73,7 +75,7 @@ class Reader:
           f"pixels is {reading.pixels}; allowed are multiples of {side}, the"
           " side of an image token."
       )
-    self._grid = (reading.pixels // vision.patch,) * 2
+    self._grid = _grid(model, reading)
 
   def tokens(self, prompts):
     """(ids i32[B, L], mask bool[B, L], positions i32[B, 3, L]) of prompts."""
@@ -89,18 +91,28 @@ class Reader:
 
   def inputs(self, tokens, images):
     """QwenInputs of `tokens` and images f32[B, S, S, 3]; made for `jit`."""
-    ids, mask, positions = tokens
-    vision = self._model.backbone.vision
-    patches = qwen_inputs.patches(
-        images,
-        (self._reading.pixels,) * 2,
-        patch=vision.patch,
-        merge=vision.merge,
-        frames=vision.frames,
-    )
-    grids = (self._grid,) * images.shape[0]
-    positions = jnp.moveaxis(positions, 0, 1)
-    return qwen_inputs.QwenInputs(ids, mask, positions, patches, grids)
+    return inputs(self._model, self._reading, tokens, images)
+
+
+def inputs(model, reading, tokens, images):
+  """QwenInputs; see `Reader`, which also makes the tokens."""
+  ids, mask, positions = tokens
+  vision = model.backbone.vision
+  patches = qwen_inputs.patches(
+      images,
+      (reading.pixels,) * 2,
+      patch=vision.patch,
+      merge=vision.merge,
+      frames=vision.frames,
+  )
+  grids = (_grid(model, reading),) * images.shape[0]
+  positions = jnp.moveaxis(positions, 0, 1)
+  return qwen_inputs.QwenInputs(ids, mask, positions, patches, grids)
+
+
+def _grid(model, reading):
+  """(rows, columns) of patches of an image."""
+  return (reading.pixels // model.backbone.vision.patch,) * 2
 
 
 class QwenScore:
@@ -115,14 +127,13 @@ class QwenScore:
         for all).
       mesh: the mesh in use.
     """
-    self._rows, self._batch = meshes.batched(mesh), config.batch
+    self._mesh, self._batch = mesh, config.batch
     meshes.check_divides(mesh, "rewards.qwen_score.batch", config.batch)
     backbone, base = load_base(config.folder, config.dtype, mesh)
     self._model, reading, trained = load(config.weights, backbone)
     self._reader = Reader(config.folder, self._model, reading)
-    trained = jax.device_put(trained, meshes.replicated(mesh))
-    self._params = base, trained
-    self._score = jax.jit(self._run)
+    self._params = base, partition.place(mesh, "qwen_vl", trained)
+    self._score = jitted(mesh, self._model, reading)
 
   def __call__(self, images, prompts):
     """Signals of images f32[B, S, S, 3] in [-1, 1] under B prompts."""
@@ -133,7 +144,7 @@ class QwenScore:
       # The last call is filled up, so that one program serves all.
       rows = np.arange(start, start + batch) % total
       part = [x[rows] for x in tokens]
-      part = jax.device_put((part, images[rows]), self._rows)
+      part = meshes.put_rows(self._mesh, (part, images[rows]))
       parts.append(self._score(self._params, *part))
     return jax.tree.map(lambda *x: jnp.concatenate(x)[:total], *parts)
 
@@ -141,11 +152,29 @@ class QwenScore:
     """How many programs were compiled; 1 for a steady batch shape."""
     return self._score._cache_size()
 
-  def _run(self, params, tokens, images):
-    mu, sigma = spatial_score.score(
-        self._model, *params, self._reader.inputs(tokens, images)
-    )
-    return Signals(scalar=mu, sigma=sigma)
+
+def judge(model, reading, params, tokens, images):
+  """Signals of one call; the program of `QwenScore`.
+
+  Args:
+    model: SpatialScoreConfig.
+    reading: Reading.
+    params: (base, trained).
+    tokens: as `Reader.tokens` gives them.
+    images: f32[B, S, S, 3] in [-1, 1].
+  """
+  given = inputs(model, reading, tokens, images)
+  mu, sigma = spatial_score.score(model, *params, given)
+  return Signals(scalar=mu, sigma=sigma)
+
+
+def jitted(mesh, model, reading):
+  """`judge` of (params, tokens, images), compiled; see there."""
+  return jax.jit(
+      functools.partial(judge, model, reading),
+      out_shardings=meshes.replicated(mesh),
+      compiler_options=meshes.compiler_options(mesh),
+  )
 
 
 def check(config, prompts):
@@ -166,7 +195,7 @@ def load_base(folder, dtype, mesh):
   Args:
     folder: of transformers.
     dtype: of parameters and activations.
-    mesh: the mesh in use; every device holds all of it.
+    mesh: the mesh in use.
 
   Returns:
     (QwenVLConfig, params).
@@ -174,9 +203,9 @@ def load_base(folder, dtype, mesh):
   Raises:
     ValueError: see `convert.folder.open_model`.
   """
-  whole = meshes.replicated(mesh)
+  placement = functools.partial(partition.sharding, mesh, "qwen_vl")
   sizes, params = stream.load(
-      folder, kind="qwen_vl", dtype=dtype, placement=lambda path, shape: whole
+      folder, kind="qwen_vl", dtype=dtype, placement=placement
   )
   params.pop("lm_head", None)
   return dataclasses.replace(sizes, dtype=dtype), params
@@ -198,7 +227,9 @@ def save(path, model, reading, trained):
       "reading": dataclasses.asdict(reading),
   }
   metadata = {_KEY: json.dumps(fields)}
-  assets.save(path, jax.device_get(trained), metadata, dtype=np.float32)
+  assets.save(
+      path, distributed.to_host(trained), metadata, dtype=np.float32
+  )
 
 
 def load(path, backbone):

@@ -11,6 +11,7 @@ from spatialrl.data import scenes
 from spatialrl.evals import relations
 from spatialrl.io import assets
 from spatialrl.models import autoencoder
+from spatialrl.parallel import distributed
 from spatialrl.scenes import render
 from spatialrl.train.supervised import fit
 
@@ -48,8 +49,11 @@ def run(config, workdir, mesh):
   def evaluate(params):
     return _evaluate(evaluation(params, _to_float(held_out[0])), *held_out)
 
-  state = fit(config, workdir, mesh, params, loss, make_batch, evaluate)
-  params = jax.device_get(state.ema)
+  state = fit(
+      config, workdir, mesh, params, loss, make_batch, evaluate,
+      family="autoencoder",
+  )
+  params = distributed.to_host(state.ema)
   _, mean, std = evaluation(params, _to_float(held_out[0]))
   spread = np.sqrt(np.var(mean) + np.mean(np.square(std)))
   model = dataclasses.replace(

@@ -14,7 +14,7 @@ from spatialrl.data.prompts import States
 from spatialrl.models import clip, t5
 from spatialrl.models.diffusion import DiffusionPolicy
 from spatialrl.models.lora import LoRAConfig
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import distributed, partition
 
 # Kind of the transformer -> kinds of its text encoders, in their order.
 _ENCODERS = {"sd3": ("clip", "clip", "t5"), "flux": ("clip", "t5")}
@@ -46,7 +46,7 @@ def load(config, mesh, prompts):
   Args:
     config: fields `model` (`folder`, `size`, `dtype`, `attention`,
       `distilled_guidance`), `text` (see `encode_prompts`), `lora`, `remat`.
-    mesh: the mesh in use; every device holds all weights.
+    mesh: the mesh in use.
     prompts: list of str; the empty one is added.
 
   Returns:
@@ -65,38 +65,49 @@ def load(config, mesh, prompts):
         f" are transformers of {sorted(_ENCODERS)}."
     )
   coder = folder.open_model(root / "vae", "vae")
-  lora = None
+  policy = make_policy(config, transformer.sizes, coder.sizes)
+  with distributed.in_turn():
+    encode_prompts(root, kind, config.text, ["", *prompts])
+  read = States(config.text.cache)
+  text, pooled = read([""])
+
+  def load_whole(whole):
+    placement = functools.partial(partition.sharding, mesh, policy.family)
+    return stream.load_whole(whole, dtype=model.dtype, placement=placement)
+
+  params = {
+      "network": load_whole(transformer),
+      "autoencoder": load_whole(coder),
+  }
+  empty = {"empty": {"text": text, "pooled": pooled}}
+  params |= partition.place(mesh, policy.family, empty)
+  return Backbone(policy, params, read, transformer)
+
+
+def make_policy(config, network, autoencoder):
+  """The policy of a config and of the sizes that its folder has.
+
+  Args:
+    config: fields `model`, `lora` and `remat`, as for `load`.
+    network: FluxConfig or MMDiTConfig.
+    autoencoder: AutoencoderConfig.
+  """
+  model, lora = config.model, None
   if config.lora.rank:
     targets = tuple(config.lora.targets)
     lora = LoRAConfig(config.lora.rank, config.lora.alpha, targets)
-  policy = DiffusionPolicy(
+  return DiffusionPolicy(
       size=model.size,
       network=dataclasses.replace(
-          transformer.sizes,
+          network,
           dtype=model.dtype,
           attention=model.attention,
           remat=config.remat,
       ),
-      autoencoder=dataclasses.replace(coder.sizes, dtype=model.dtype),
+      autoencoder=dataclasses.replace(autoencoder, dtype=model.dtype),
       distilled_guidance=model.distilled_guidance,
       lora=lora,
   )
-  encode_prompts(root, kind, config.text, ["", *prompts])
-  read = States(config.text.cache)
-  text, pooled = read([""])
-  whole = meshes.replicated(mesh)
-  load_whole = functools.partial(
-      stream.load_whole,
-      dtype=model.dtype,
-      placement=lambda path, shape: whole,
-  )
-  empty = jax.device_put({"text": text, "pooled": pooled}, whole)
-  params = {
-      "network": load_whole(transformer),
-      "autoencoder": load_whole(coder),
-      "empty": empty,
-  }
-  return Backbone(policy, params, read, transformer)
 
 
 def encode_prompts(root, kind, config, prompts):

@@ -2,11 +2,9 @@
 
 import time
 
-import jax
-
 from spatialrl.io.workdir import prepare, write_json
 from spatialrl.models.build import load_policy, load_trained
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import partition
 from spatialrl.rewards.judges import make_judges
 from spatialrl.train import reports
 from spatialrl.train.finish import Evaluation
@@ -18,8 +16,7 @@ def run(config, workdir, mesh):
   policy, params = load_policy(config.init, config.lora)
   trained = load_trained(config.trained, policy, params)
   workdir = prepare(workdir, config)
-  whole = meshes.replicated(mesh)
-  params, trained = jax.device_put((params, trained), whole)
+  params, trained = partition.place(mesh, policy.family, (params, trained))
   judges = make_judges(config.rewards, mesh)
   evaluation = Evaluation(config, mesh, policy, judges)
   numbers, images, judged = evaluation.full(params, trained)

@@ -15,6 +15,7 @@ from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
 from spatialrl.io.workdir import write_json
 from spatialrl.models import reward_model
+from spatialrl.parallel import distributed
 from spatialrl.rewards.judges import claims
 from spatialrl.scenes import grammar, layout, render
 from spatialrl.train import reports
@@ -48,13 +49,13 @@ class Evaluation:
     self._sampler = Sampler(policy, Tokens(e.max_tokens), mesh, e)
     self._fresh = None
 
-  def quick(self, base, trainable):
+  def quick(self, base, trainable, pause=lambda: None):
     """The oracle's numbers on the first prompts, one image each."""
     prompts = self.prompts[: self._config.quick_prompts]
-    images = self._sampler(base, trainable, prompts, _SEED)
+    images = self._sampler(base, trainable, prompts, _SEED, pause=pause)
     return relations.summary(relations.verdicts(prompts, images))
 
-  def full(self, base, trainable):
+  def full(self, base, trainable, pause=lambda: None):
     """Everything, on all prompts.
 
     Returns:
@@ -63,7 +64,7 @@ class Evaluation:
       images it takes for right; images u8[N, S, S, 3]; what `verdicts` says).
     """
     prompts = self.repeated()
-    images = self._sampler(base, trainable, prompts, _SEED)
+    images = self._sampler(base, trainable, prompts, _SEED, pause=pause)
     judged = relations.verdicts(prompts, images)
     numbers = relations.summary(judged)
     spread = relations.layout_diversity(judged, prompts)
@@ -115,14 +116,16 @@ class Evaluation:
     }
 
 
-def summarise(config, workdir, evaluation, base, state, began, compilations):
+def summarise(
+    config, workdir, evaluation, base, state, began, compilations, pause
+):
   """Measures base and final policy; writes weights, summary and report.
 
   Returns:
     The dict written to `summary.json`.
   """
-  before, images_before, judged_before = evaluation.full(base, None)
-  after, images_after, judged_after = evaluation.full(base, state.ema)
+  before, images_before, judged_before = evaluation.full(base, None, pause)
+  after, images_after, judged_after = evaluation.full(base, state.ema, pause)
   gap = None
   if "claimed" in before:
     gap = (after["claimed"] - before["claimed"]) - (
@@ -140,6 +143,8 @@ def summarise(config, workdir, evaluation, base, state, began, compilations):
       "compilations": compilations,
   }
   save_trained(workdir, config, state, config.init)
+  if jax.process_index() != 0:
+    return summary
   write_json(f"{workdir}/summary.json", summary)
   reports.trained(
       pathlib.Path(workdir),
@@ -172,7 +177,7 @@ def save_trained(workdir, config, state, init):
   """
   assets.save(
       f"{workdir}/trained.safetensors",
-      jax.device_get(state.ema),
+      distributed.to_host(state.ema),
       {"init": init, "config": json.dumps(config.to_dict())},
       dtype=np.float32,
   )

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import time
 
+import jax
 import numpy as np
 
 from spatialrl.convert import adapters, lora
@@ -14,6 +15,7 @@ from spatialrl.io import plots
 from spatialrl.io.metrics import read_metrics
 from spatialrl.io.report import FOLDER, Section, write_report
 from spatialrl.io.workdir import write_json
+from spatialrl.parallel import distributed
 from spatialrl.rewards.aggregate import weighted_sum
 from spatialrl.train import finish, reports
 from spatialrl.train.sampling import Sampler
@@ -42,13 +44,13 @@ class Evaluation:
     self._prompts = prompts
     self._sampler = Sampler(policy, read, mesh, config.eval)
 
-  def quick(self, base, trainable):
+  def quick(self, base, trainable, pause=lambda: None):
     """The mean reward on the first prompts, one image each."""
     prompts = self._prompts[: self._config.eval.quick_prompts]
-    numbers, _, _ = self._measure(base, trainable, prompts)
+    numbers, _, _ = self._measure(base, trainable, prompts, pause)
     return {"held_out_reward": numbers["reward"]}
 
-  def full(self, base, trainable):
+  def full(self, base, trainable, pause=lambda: None):
     """Everything, on all prompts.
 
     Returns:
@@ -56,16 +58,17 @@ class Evaluation:
       mean a judge under its name, and `failed_scores`; images u8[M, S, S, 3];
       rewards f32[M]).
     """
-    return self._measure(base, trainable, self.repeated())
+    return self._measure(base, trainable, self.repeated(), pause)
 
   def repeated(self):
     """Every prompt as often as images are drawn of it: list of M str."""
     return [p for p in self._prompts for _ in range(self._config.eval.images)]
 
-  def _measure(self, base, trainable, prompts):
-    images = self._sampler(base, trainable, prompts, _SEED)
+  def _measure(self, base, trainable, prompts, pause):
+    images = self._sampler(base, trainable, prompts, _SEED, pause=pause)
     batch, parts = self._config.eval.batch, []
     for start in range(0, len(prompts), batch):
+      pause()
       rows = np.arange(start, start + batch) % len(prompts)
       pixels = images[rows].astype(np.float32) / 127.5 - 1
       chosen = [prompts[i] for i in rows]
@@ -88,7 +91,9 @@ class Evaluation:
     return {n: float(value) for n, value in numbers.items()}, images, rewards
 
 
-def summarise(config, workdir, evaluation, opened, state, began, compilations):
+def summarise(
+    config, workdir, evaluation, opened, state, began, compilations, pause
+):
   """Measures base and final policy; writes weights, LoRA, summary and report.
 
   Args:
@@ -99,13 +104,14 @@ def summarise(config, workdir, evaluation, opened, state, began, compilations):
     state: the final TrainState.
     began: `time.perf_counter()` at the start.
     compilations: dict of int.
+    pause: called between batches.
 
   Returns:
     The dict written to `summary.json`.
   """
   workdir = pathlib.Path(workdir)
-  before = evaluation.full(opened.params, None)
-  after = evaluation.full(opened.params, state.ema)
+  before = evaluation.full(opened.params, None, pause)
+  after = evaluation.full(opened.params, state.ema, pause)
   summary = {
       "base": before[0],
       "final": after[0],
@@ -116,9 +122,12 @@ def summarise(config, workdir, evaluation, opened, state, began, compilations):
       "compilations": compilations,
   }
   finish.save_trained(workdir, config, state, config.model.folder)
+  trained = distributed.to_host(state.ema)
+  if jax.process_index() != 0:
+    return summary
   if opened.policy.lora is not None:
     whole = opened.transformer
-    pairs = adapters.from_tree(opened.policy.lora, state.ema, whole)
+    pairs = adapters.from_tree(opened.policy.lora, trained, whole)
     if (workdir / "lora").exists():  # of this run, before it went on
       shutil.rmtree(workdir / "lora")
     lora.write(workdir / "lora", "diffusers", pairs, whole)

@@ -1,5 +1,7 @@
 """Slots that do not fit together, refused before anything is loaded."""
 
+import jax
+
 from spatialrl.records import Signals
 from spatialrl.rewards.aggregate import weighted_sum
 from spatialrl.rewards.judges import SMOOTH
@@ -64,6 +66,12 @@ def check(config):
       f"objective.name is {objective!r} and train.updates"
       f" {config.train.updates}: images are compared within one optimizer step;"
       " set it to 1.",
+  )
+  _refuse(
+      objective in PAIRED and config.train.microbatch > 0,
+      f"objective.name is {objective!r} and train.microbatch"
+      f" {config.train.microbatch}: images are compared within one gradient;"
+      " set it to 0.",
   )
   _refuse(
       config.credit.name == "attention_map" and not r.attention_blocks,
@@ -161,6 +169,12 @@ def check(config):
         bool(blind),
         f"objective.name is {objective!r} and aggregate.weights names {blind}:"
         f" the gradient needs judges among {SMOOTH}.",
+    )
+    # The judge's weights are constants of the program, which must be local.
+    _refuse(
+        jax.process_count() > 1,
+        f"objective.name is {objective!r} and there are {jax.process_count()}"
+        " processes: the gradient of a reward needs a single one.",
     )
 
 

@@ -6,7 +6,6 @@ degraded copies a third. The map learns where, in the image that contradicts the
 prompt, the things stand that contradict it.
 """
 
-import functools
 import json
 
 import jax
@@ -17,7 +16,7 @@ from spatialrl.data import scenes, tokenizers
 from spatialrl.io import assets
 from spatialrl.models import reward_heads
 from spatialrl.models.build import load_reward
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import distributed, partition
 from spatialrl.rl.preference import bradley_terry
 from spatialrl.scenes.layout import coverage
 from spatialrl.train.reward import HELD_OUT_SEED, Rater
@@ -31,11 +30,11 @@ def run(config, workdir, mesh):
   if config.batch % 4:
     raise ValueError(f"batch is {config.batch}; it must be a multiple of 4.")
   model, backbone = load_reward(config.reward)
-  backbone = jax.device_put(backbone, meshes.replicated(mesh))
+  backbone = partition.place(mesh, "scenes", backbone)
   tokenizer = tokenizers.load()
   heads = reward_heads.init(model, jax.random.key(config.seed))
 
-  def loss(heads, batch, key):
+  def loss(heads, batch, key, backbone):
     noise_key, level_key, bad_key = jax.random.split(key, 3)
     images = batch["images"].astype(jnp.float32) / 127.5 - 1
     rows = images.shape[0]
@@ -65,17 +64,20 @@ def run(config, workdir, mesh):
     return sum(parts.values()), parts
 
   rater = Rater(
-      functools.partial(reward_heads.judge, model, backbone),
+      lambda params, *inputs: reward_heads.judge(model, *params, *inputs),
       model.max_tokens, mesh, config.eval.batch,
   )
   state = fit(
       config, workdir, mesh, heads, loss,
       lambda step: _batch(config, model, tokenizer, step),
-      lambda heads: evaluate(rater, heads, config.eval.pairs, model),
+      lambda heads: evaluate(
+          rater, (backbone, heads), config.eval.pairs, model
+      ),
+      (backbone,),
   )
   assets.save(
       f"{workdir}/heads.safetensors",
-      jax.device_get(state.ema),
+      distributed.to_host(state.ema),
       {
           "heads": json.dumps(reward_heads.ASPECTS),
           "reward_digest": assets.digest(config.reward),
@@ -84,8 +86,14 @@ def run(config, workdir, mesh):
   )
 
 
-def evaluate(rater, heads, pairs, model):
+def evaluate(rater, params, pairs, model):
   """Accuracies on held-out pairs, and how well the map finds the flaws.
+
+  Args:
+    rater: Rater of `reward_heads.judge`.
+    params: (those of the backbone, those of the heads).
+    pairs: number of pairs of a kind.
+    model: RewardConfig.
 
   Returns:
     dict of floats: pair accuracy by aspect; `pointing`, the share of wrong
@@ -101,8 +109,8 @@ def evaluate(rater, heads, pairs, model):
   )
   values = {}
   for index, data in ((_RELATIONS, relations), (_THINGS, things)):
-    better, _ = rater(heads, data.perfect, data.prompts)
-    worse, flaws = rater(heads, data.perturbed, data.prompts)
+    better, _ = rater(params, data.perfect, data.prompts)
+    worse, flaws = rater(params, data.perturbed, data.prompts)
     name = reward_heads.ASPECTS[index]
     values[f"pair_accuracy_{name}"] = float(
         np.mean(better[:, index] > worse[:, index])

@@ -5,9 +5,7 @@ import json
 import pathlib
 
 import jax
-import numpy as np
 from absl import logging
-from jax.sharding import AxisType, Mesh
 from ml_collections import config_dict
 
 from spatialrl.data import scenes, tokenizers
@@ -16,7 +14,7 @@ from spatialrl.io import steps
 from spatialrl.io.checkpoint import load_params
 from spatialrl.models.build import load_policy, new_policy
 from spatialrl.models.policy import Policy
-from spatialrl.parallel.mesh import AXES
+from spatialrl.parallel.mesh import one_device
 from spatialrl.train.sampling import Sampler
 
 JOBS = ("pretrain", "online")
@@ -91,8 +89,7 @@ def draw(opened, prompts, *, seed=0):
   """
   config = opened.config.eval.copy_and_resolve_references()
   config.batch = len(prompts)
-  device = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-  mesh = Mesh(device, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  mesh = one_device()
   with jax.set_mesh(mesh):
     read = Tokens(config.max_tokens)
     sampler = Sampler(opened.policy, read, mesh, config)

@@ -6,6 +6,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spatialrl.data import tokenizers
 from spatialrl.data.prompts import Tokens
@@ -13,6 +14,7 @@ from spatialrl.flow import rollout as rollouts
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
 from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import partition
 from spatialrl.records import UpdateBatch, map_rows
 from spatialrl.rewards.aggregate import AGGREGATORS
 from spatialrl.rl import select as selection
@@ -86,23 +88,29 @@ class Loop:
     self._read = read or Tokens(config.prompts.max_tokens)
     self._judges, self._mesh = judges, mesh
     self._slots = slots(config)
-    self._rows, self._whole = meshes.batched(mesh), meshes.replicated(mesh)
-    self._times = jnp.asarray(self._slots.schedule(config.rollout.steps))
+    self._rows = meshes.batched(mesh)
+    self._times = np.asarray(self._slots.schedule(config.rollout.steps))
     self._optimizer = make_optimizer(
         config.optimizer, config.steps * config.train.updates
     )
-    self._rollout = jax.jit(self._roll)
+    options = meshes.compiler_options(mesh)
+    self._rollout = jax.jit(self._roll, compiler_options=options)
     self._prepare = jax.jit(self._select)
+    update = make_update(
+        policy,
+        self._optimizer,
+        self._slots,
+        config.train,
+        guidance=config.rollout.guidance,
+        judge=fit_slots.differentiable(config, judges),
+    )
+
+    def placed_update(base, state, batch):
+      state, metrics = update(base, state, batch)
+      return partition.constrain(mesh, policy.family, state), metrics
+
     self._update = jax.jit(
-        make_update(
-            policy,
-            self._optimizer,
-            self._slots,
-            config.train,
-            guidance=config.rollout.guidance,
-            judge=fit_slots.differentiable(config, judges),
-        ),
-        donate_argnums=1,
+        placed_update, donate_argnums=1, compiler_options=options
     )
     blocks = config.rollout.attention_blocks
     self._words = tokenizers.word_table(
@@ -111,7 +119,15 @@ class Loop:
 
   def init(self, base):
     """The state at step 0, placed on the mesh."""
+    placed = jax.tree.map(lambda x: x.sharding, self.shapes(base))
+    return jax.jit(self._start, out_shardings=placed)(base)
 
+  def shapes(self, base):
+    """What `init` gives, as placed ShapeDtypeStructs; nothing is computed."""
+    made = jax.eval_shape(self._start, base)
+    return partition.structs(self._mesh, self._policy.family, made)
+
+  def _start(self, base):
     config = self._config
     stats = initial_stats(
         config.advantage.name,
@@ -120,17 +136,16 @@ class Loop:
         rounds=config.advantage.get("rounds", 1),
     )
 
-    def start(base):
-      key = jax.random.key(config.seed)
-      trainable = self._policy.init_trainable(key, base)
-      return init_state(
-          trainable, self._optimizer, config.seed, stats,
-          keeps_old=config.behaviour.name != "current",
-      )
+    key = jax.random.key(config.seed)
+    trainable = self._policy.init_trainable(key, base)
+    return init_state(
+        trainable, self._optimizer, config.seed, stats,
+        keeps_old=config.behaviour.name != "current",
+    )
 
-    return jax.jit(start, out_shardings=self._whole)(base)
-
-  def iterate(self, base, state, prompts, labels, step):
+  def iterate(
+      self, base, state, prompts, labels, step, pause=lambda: None
+  ):
     """One pass of the pipeline.
 
     Args:
@@ -139,13 +154,14 @@ class Loop:
       prompts: list of B str, groups contiguous.
       labels: i32[B], as `choose_prompts` gives.
       step: int, index of the iteration.
+      pause: called between the programs, while `state` is still whole.
 
     Returns:
       (TrainState, dict of numbers for `metrics.jsonl`).
     """
     config = self._config
     clock = Clock()
-    text = jax.device_put(self._read(prompts), self._rows)
+    text = meshes.put_rows(self._mesh, self._read(prompts))
     start = window_start(config, state.key, step)
     clock.lap("host")
     trajectory, cond, images = jax.block_until_ready(
@@ -155,11 +171,13 @@ class Loop:
         )
     )
     clock.lap("rollout")
+    pause()
     signals = {
         name: judge(images, prompts) for name, judge in self._judges.items()
     }
     jax.block_until_ready(signals)
     clock.lap("reward")
+    pause()
     ids = text[0] if self._read.has_ids else None
     batch, stats, values = self._prepare(
         trajectory, cond, ids, signals, labels, state.stats, state.key, step
@@ -179,13 +197,17 @@ class Loop:
     """Network calls an image: guidance asks for the empty prompt as well."""
     return 1 if self._config.rollout.guidance == 1 else 2
 
+  def programs(self):
+    """The jitted functions of an iteration, in the order of `iterate`."""
+    return {
+        "rollout": self._rollout,
+        "prepare": self._prepare,
+        "update": self._update,
+    }
+
   def compilations(self):
     """Programs compiled so far, by phase; more than one is a bug."""
-    counts = {
-        "rollout": self._rollout._cache_size(),
-        "prepare": self._prepare._cache_size(),
-        "update": self._update._cache_size(),
-    }
+    counts = {n: p._cache_size() for n, p in self.programs().items()}
     judged = {n: judge.compilations() for n, judge in self._judges.items()}
     return counts | judged
 
@@ -195,7 +217,10 @@ class Loop:
     text = jax.lax.with_sharding_constraint(text, self._rows)
     group = jnp.arange(text[0].shape[0]) // config.rollout.group
     key = jax.random.fold_in(jax.random.fold_in(key, step), _ROLLOUT)
-    cond = policy.encode(base, *text)
+    # Told, for a `tensor` axis would else split the states by channels.
+    cond = jax.lax.with_sharding_constraint(
+        policy.encode(base, *text), self._rows
+    )
     empty = policy.encode_empty(base, cond)
 
     r = config.rollout
@@ -274,10 +299,17 @@ class Loop:
         visits=order,
     )
     rows = selection.compact(keep, kept_rows(config))
-    batch = map_rows(
-        lambda x, axis: x if axis is None else jnp.take(x, rows, axis), batch
-    )
-    return batch, stats, reward_metrics(reward, signals, group, keep)
+
+    def take(x, axis):
+      if axis is None:
+        return x
+      # Rows come from anywhere; left alone, every device would get them all.
+      return jax.lax.with_sharding_constraint(
+          jnp.take(x, rows, axis), meshes.batched(self._mesh, axis)
+      )
+
+    values = reward_metrics(reward, signals, group, keep)
+    return map_rows(take, batch), stats, values
 
 
 def window_start(config, key, step):

@@ -1,11 +1,13 @@
 """Job `online`: rollouts, rewards and policy updates."""
 
+import functools
 import time
 
 import numpy as np
 
 from spatialrl.flow import rollout as rollouts
 from spatialrl.flow.transition import LOG_PROBS
+from spatialrl.parallel import distributed
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rl.advantage import MEMORY
 from spatialrl.rl.objectives import DENSITY
@@ -19,26 +21,39 @@ from spatialrl.train.run import Run
 def run(config, workdir, mesh):
   """Trains the policy and measures it before and after, see `worlds`."""
   began = time.perf_counter()
-  config = tiny.prepare(config, workdir)
+  with distributed.in_turn():
+    config = tiny.prepare(config, workdir)
   check(config, mesh)
+  run_ = Run(config, workdir)
   world = worlds.WORLDS[worlds.name_of(config)](config, workdir, mesh)
   loop = loops.Loop(config, mesh, world.policy, world.judges, world.read)
   base, prompts = world.params, world.prompts
   state = loop.init(base)
 
-  with Run(config, workdir) as run_:
+  def finish(state, done, values):
+    """Ends an iteration: evaluates if it is time, logs and saves."""
+    if done % config.eval.every == 0 or done == config.steps:
+      start = time.perf_counter()
+      values = values | world.evaluation.quick(
+          base, state.ema, functools.partial(run_.pause, state, done, values)
+      )
+      values["evaluation_seconds"] = time.perf_counter() - start
+    run_.log(done, values, SHOWN)
+    run_.maybe_save(state, done)
+
+  with run_:
     state = run_.restore(state)
+    if run_.unlogged:
+      finish(state, int(state.step), run_.unlogged)
     for step in run_.steps(int(state.step)):
       chosen, labels = choose_prompts(prompts, config, step)
-      state, values = loop.iterate(base, state, chosen, labels, step)
-      done = step + 1
-      if done % config.eval.every == 0 or done == config.steps:
-        start = time.perf_counter()
-        values |= world.evaluation.quick(base, state.ema)
-        values["evaluation_seconds"] = time.perf_counter() - start
-      run_.log(done, values, SHOWN)
-      run_.maybe_save(state, done)
-  return world.summarise(state, began, loop.compilations())
+      pause = functools.partial(run_.pause, state, step)
+      state, values = loop.iterate(base, state, chosen, labels, step, pause)
+      finish(state, step + 1, values)
+    return world.summarise(
+        state, began, loop.compilations(),
+        functools.partial(run_.pause, state, config.steps),
+    )
 
 
 SHOWN = (
@@ -91,9 +106,15 @@ def check(config, mesh):
         f"train.updates is {config.train.updates}; it must divide the"
         f" {rows} images that selection keeps."
     )
-  meshes.check_divides(
-      mesh, "images of one optimizer step", rows // config.train.updates
-  )
+  rows //= config.train.updates
+  meshes.check_divides(mesh, "images of one optimizer step", rows)
+  microbatch = config.train.microbatch
+  if microbatch and (microbatch < 0 or rows % microbatch):
+    raise ValueError(
+        f"train.microbatch is {microbatch}; it must divide the {rows} images"
+        " of an optimizer step, or be 0."
+    )
+  meshes.check_divides(mesh, "train.microbatch", microbatch)
   if p.per_step > p.count:
     raise ValueError(
         f"prompts.per_step is {p.per_step}; prompts.count allows {p.count}."

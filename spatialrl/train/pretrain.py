@@ -10,7 +10,7 @@ from spatialrl.data.prompts import Tokens
 from spatialrl.evals import relations
 from spatialrl.io import assets
 from spatialrl.models.build import load_policy, new_policy
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import distributed, partition
 from spatialrl.train import sampling
 from spatialrl.train.supervised import fit
 
@@ -33,7 +33,7 @@ def run(config, workdir, mesh):
     policy, frozen = new_policy(config.policy, len(tokenizer))
     params = policy.init(jax.random.key(config.seed))
   params = {name: params[name] for name in params if name not in frozen}
-  frozen = jax.device_put(frozen, meshes.replicated(mesh))
+  frozen = partition.place(mesh, policy.family, frozen)
   data = config.data
 
   def make_batch(step):
@@ -51,7 +51,7 @@ def run(config, workdir, mesh):
     ids, mask = tokenizers.encode(tokenizer, captions, length)
     return {"images": images, "ids": ids, "mask": mask}
 
-  def loss(params, batch, key):
+  def loss(params, batch, key, frozen):
     return flow_matching(policy, params | frozen, batch, key, config)
 
   prompts = scenes.prompts(
@@ -65,10 +65,12 @@ def run(config, workdir, mesh):
     images = sampler(params | frozen, None, prompts, config.seed)
     return relations.summary(relations.verdicts(prompts, images))
 
-  state = fit(config, workdir, mesh, params, loss, make_batch, evaluate)
+  state = fit(
+      config, workdir, mesh, params, loss, make_batch, evaluate, (frozen,)
+  )
   assets.save(
       f"{workdir}/policy.safetensors",
-      jax.device_get(state.ema | frozen),
+      distributed.to_host(state.ema | frozen),
       {"policy": policy.to_json(), "config": json.dumps(config.to_dict())},
   )
 

@@ -15,6 +15,7 @@ from spatialrl.data import scenes, tokenizers
 from spatialrl.io import assets
 from spatialrl.models import reward_model
 from spatialrl.models.build import load_reward
+from spatialrl.parallel import distributed
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rl.preference import PREFERENCE_LOSSES
 from spatialrl.train import reward_images
@@ -102,7 +103,7 @@ def run(config, workdir, mesh):
   )
   assets.save(
       f"{workdir}/reward.safetensors",
-      jax.device_get(state.ema),
+      distributed.to_host(state.ema),
       {"reward": model.to_json(), "config": json.dumps(config.to_dict())},
   )
 

@@ -84,14 +84,15 @@ def run(config, workdir, mesh, compare):
     for start in range(0, len(held_out), config.eval.batch):
       rows = np.arange(start, start + config.eval.batch) % len(held_out)
       batch = _batch(reader, reading, [held_out[i] for i in rows])
-      batch = jax.device_put(batch, meshes.batched(mesh))
+      batch = meshes.put_rows(mesh, batch)
       mu = np.asarray(score(trainable, batch, base)[0])
       right.append(mu[:, 0] > mu[:, 1])
     right = np.concatenate(right)[: len(held_out)]
     return {"pair_accuracy": float(right.mean())}
 
   state = fit(
-      config, workdir, mesh, trainable, loss, make_batch, evaluate, (base,)
+      config, workdir, mesh, trainable, loss, make_batch, evaluate, (base,),
+      family="qwen_vl",
   )
   qwen.save(f"{workdir}/spatial_score.safetensors", model, reading, state.ema)
   last = read_metrics(workdir)[-1]

@@ -1,19 +1,24 @@
 """What every training job does around its steps: files, resume, stopping."""
 
+import contextlib
 import signal
 
 import jax
+from jax.experimental import multihost_utils
 
 from spatialrl.io import workdir as workdirs
 from spatialrl.io.checkpoint import Checkpointer
 from spatialrl.io.metrics import MetricWriter, NonFiniteError
 from spatialrl.io.progress import progress
+from spatialrl.parallel import distributed
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: start again to go on
+# What a process ends with; `tpu/supervise.sh` starts again after STOPPED alone.
+EXIT_DONE, EXIT_FAILED = 0, 1
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class Stopped(Exception):
-  """A stop signal arrived; the state was saved before this was raised."""
+  """A stop was asked for; the state was saved before this was raised."""
 
 
 class Run:
@@ -22,36 +27,62 @@ class Run:
   Use as a context: `restore`, then for each of `steps`: `log`, `maybe_save`.
   Numbers of a step are written before its checkpoint, so a run that is killed
   and started again leaves the same `metrics.jsonl` as one that was not.
+
+  On several processes all of them call every method, at the same points.
+
+  Attributes:
+    unlogged: after `restore`, the numbers of the restored step if the run was
+      stopped before they were written, else None.
   """
 
   def __init__(self, config, workdir):
-    """Prepares `workdir`; fields `job`, `steps`, `checkpoint` are read."""
+    """Prepares `workdir`.
+
+    Args:
+      config: fields `job`, `steps`, `checkpoint` and, where there is one,
+        `profile_steps`: () or (first, end), the iterations to trace.
+      workdir: directory of the run, seen by all processes.
+    """
     self._config = config
-    self._workdir = workdirs.prepare(workdir, config)
+    self._traced = _traced(config)
+    with distributed.in_turn():
+      self._workdir = workdirs.prepare(workdir, config)
     keep = config.checkpoint
     self._checkpoints = Checkpointer(
         self._workdir / "checkpoints", keep_last=keep.keep_last
     )
-    self._writer = self._bar = None
+    self._writer = self._bar = self.unlogged = None
     self._stop_signal = None
     self._saved = None
+    self._places = 0
     self._handlers = {}
 
   def restore(self, state):
     """Returns the newest checkpoint of the workdir, or `state` as it is."""
     step = self._checkpoints.latest()
-    self._writer = MetricWriter(self._workdir, resume_step=step)
     if step is None:
+      self._writer = MetricWriter(self._workdir)
       return state
-    print(f"resuming {self._workdir} at step {step}", flush=True)
-    self._saved = step
+    self.unlogged = self._checkpoints.metadata(step).get("unlogged")
+    written = step - 1 if self.unlogged else step
+    self._writer = MetricWriter(self._workdir, resume_step=written)
+    if jax.process_index() == 0:
+      print(f"resuming {self._workdir} at step {step}", flush=True)
+    self._saved = None if self.unlogged else step
     return self._checkpoints.restore(step, state)
 
   def steps(self, start):
     """Yields start, ..., config.steps - 1 behind a progress bar."""
     steps = range(start, self._config.steps)
     self._bar = progress(steps, self._config.job)
-    yield from self._bar
+    with contextlib.ExitStack() as trace:
+      for step in self._bar:
+        if step in self._traced and step in (start, self._traced[0]):
+          folder = str(self._workdir / "profile")
+          trace.enter_context(jax.profiler.trace(folder))
+        yield step
+        if step == self._traced.stop - 1:
+          trace.close()
 
   def log(self, step, values, show=()):
     """Writes the numbers of a step and shows some of them."""
@@ -59,30 +90,64 @@ class Run:
       self._writer.write(step, values)
     except NonFiniteError as error:
       raise NonFiniteErrorAt(error, self._checkpoints.latest()) from error
+    self.unlogged = None
     shown = show or ("loss", "grad_norm")
-    self._bar.show({name: values[name] for name in shown if name in values})
+    if self._bar is not None:
+      self._bar.show({name: values[name] for name in shown if name in values})
 
-  def maybe_save(self, state, step, metadata=None):
-    """Saves when it is time, at the end, or when asked to stop.
+  def maybe_save(self, state, step):
+    """Saves when it is time or at the end, then stops if asked to.
 
     Raises:
-      Stopped: after saving, when SIGTERM or SIGINT arrived.
+      Stopped: see `pause`.
     """
-    due = step % self._config.checkpoint.every == 0
-    if due or step == self._config.steps or self._stop_signal:
-      self._checkpoints.save(step, state, metadata or {})
-      self._saved = step
-    if self._stop_signal:
-      self._checkpoints.wait()
+    if step % self._config.checkpoint.every == 0 or step == self._config.steps:
+      self._save(state, step)
+    self.pause(state, step)
+
+  def pause(self, state, step, unlogged=None):
+    """A place where the run stops if SIGTERM, SIGINT or a preemption said so.
+
+    Of several processes one that was told is enough: all stop at one place.
+
+    Args:
+      state: as it is after `step` iterations, not yet donated.
+      step: int.
+      unlogged: dict of numbers of that step that were not written yet, which a
+        resumed run finds again; None if they were.
+
+    Raises:
+      Stopped: after saving.
+    """
+    self._places += 1
+    if jax.process_count() > 1:
+      told = multihost_utils.reached_preemption_sync_point(self._places)
+    else:
+      told = self._stop_signal is not None
+    if not told:
+      return
+    if self._saved != step:
+      self._save(state, step, unlogged)
+    self._checkpoints.wait()
+    name = "a stop signal"
+    if self._stop_signal is not None:
       name = signal.Signals(self._stop_signal).name
-      raise Stopped(f"{name} at step {step}; state saved, restart to go on.")
+    raise Stopped(f"{name} at step {step}; state saved, restart to go on.")
+
+  def _save(self, state, step, unlogged=None):
+    metadata = {}
+    if unlogged:
+      numbers = {name: float(value) for name, value in unlogged.items()}
+      metadata = {"unlogged": numbers}
+    self._checkpoints.save(step, state, metadata)
+    self._saved = step
 
   def __enter__(self):
     def handle(number, frame):
       del frame
       self._stop_signal = number
 
-    if jax.process_count() == 1:
+    if jax.process_count() == 1:  # else JAX has its own, which tells the others
       for number in (signal.SIGTERM, signal.SIGINT):
         self._handlers[number] = signal.signal(number, handle)
     return self
@@ -95,6 +160,24 @@ class Run:
     if self._writer is not None:
       self._writer.close()
     self._checkpoints.close()
+
+
+def stop_at_once(number, frame):
+  """The handler of a signal as long as there is no state to save."""
+  del frame
+  name = signal.Signals(number).name
+  raise Stopped(f"{name} before the first step; restart to go on.")
+
+
+def _traced(config):
+  """The range of iterations that `profile_steps` names."""
+  pair = tuple(config.get("profile_steps", ()))
+  if pair and not (len(pair) == 2 and 0 <= pair[0] < pair[1] <= config.steps):
+    raise ValueError(
+        f"profile_steps is {pair}; allowed are () and two iterations (first,"
+        f" end) with 0 <= first < end <= {config.steps}."
+    )
+  return range(*pair) if pair else range(0)
 
 
 class NonFiniteErrorAt(ValueError):

@@ -2,14 +2,13 @@
 
 import json
 
-import jax
 from PIL import Image
 
 from spatialrl.data import scenes
 from spatialrl.data.prompts import Tokens
 from spatialrl.io.workdir import prepare
 from spatialrl.models.build import load_policy, load_trained
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import partition
 from spatialrl.scenes import grammar
 from spatialrl.train import sample_images
 from spatialrl.train.configs import world_of
@@ -31,9 +30,7 @@ def run(config, workdir, mesh):
   policy, params = load_policy(config.init, config.lora)
   trained = load_trained(config.trained, policy, params)
   workdir = prepare(workdir, config)
-  params, trained = jax.device_put(
-      (params, trained), meshes.replicated(mesh)
-  )
+  params, trained = partition.place(mesh, policy.family, (params, trained))
   read = Tokens(config.eval.max_tokens)
   sampler = Sampler(policy, read, mesh, config.eval)
   repeated = [p for p in prompts for _ in range(config.eval.images)]

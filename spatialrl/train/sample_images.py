@@ -7,7 +7,6 @@ The layout is the one that GenEval's scorer reads: `images/00000/` holds
 import io
 import json
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -16,7 +15,7 @@ from spatialrl.io.plots import write_whole
 from spatialrl.io.progress import progress
 from spatialrl.io.workdir import prepare, write_json
 from spatialrl.models.build import load_trained
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import partition
 from spatialrl.train import backbone, tiny
 from spatialrl.train.sampling import Sampler
 
@@ -36,7 +35,7 @@ def run(config, workdir, mesh):
   opened = backbone.load(config, mesh, texts)
   policy, params = opened.policy, opened.params
   trained = load_trained(config.trained, policy, params)
-  trained = jax.device_put(trained, meshes.replicated(mesh))
+  trained = partition.place(mesh, policy.family, trained)
   workdir = prepare(workdir, config)
   folders = [workdir / "images" / f"{i:05}" for i in range(len(records))]
   files = [folder / "samples" / f"{j:04}.png"

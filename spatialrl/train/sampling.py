@@ -36,7 +36,9 @@ class Sampler:
       self._times = SCHEDULES["shifted"](config.steps, shift=config.shift)
     self._sample = jax.jit(self._run, out_shardings=meshes.replicated(mesh))
 
-  def __call__(self, params, trainable, prompts, seed, index=None):
+  def __call__(
+      self, params, trainable, prompts, seed, index=None, pause=lambda: None
+  ):
     """Draws one image a prompt.
 
     The noise of image i depends on (seed, i) alone, so two policies can be
@@ -48,6 +50,7 @@ class Sampler:
       prompts: list of N str.
       seed: int.
       index: i[N], the i of each image; None counts them from 0.
+      pause: called before each batch.
 
     Returns:
       u8[len(prompts), size, size, 3].
@@ -55,22 +58,24 @@ class Sampler:
     batch = self._config.batch
     if index is None:
       index = np.arange(len(prompts))
-    key = jax.random.fold_in(jax.random.key(seed), _NOISE)
     images = []
     for start in range(0, len(prompts), batch):
+      pause()
       rows = np.arange(start, start + batch) % len(prompts)
-      text = self._read([prompts[i] for i in rows])
-      places = jnp.asarray(np.asarray(index)[rows], jnp.int32)
-      out = self._sample(params, trainable, text, places, key)
+      text = meshes.put_rows(self._mesh, self._read([prompts[i] for i in rows]))
+      places = np.asarray(index, np.int32)[rows]
+      out = self._sample(params, trainable, text, places, seed)
       images.append(np.asarray(out))
     return np.concatenate(images)[: len(prompts)]
 
-  def _run(self, params, trainable, text, index, key):
+  def _run(self, params, trainable, text, index, seed):
     policy, scale = self._policy, self._config.guidance
-    text = jax.lax.with_sharding_constraint(text, meshes.batched(self._mesh))
+    key = jax.random.fold_in(jax.random.key(seed), _NOISE)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     x = jax.vmap(lambda k: jax.random.normal(k, policy.latent_shape))(keys)
-    cond = policy.encode(params, *text)
+    x, cond = jax.lax.with_sharding_constraint(
+        (x, policy.encode(params, *text)), meshes.batched(self._mesh)
+    )
     empty = policy.encode_empty(params, cond)
 
     def velocity(x, t, c):

@@ -1,6 +1,7 @@
 """The loop that `pretrain` and `reward` share: batches, loss, checkpoints."""
 
 import dataclasses
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,12 +11,14 @@ import optax
 
 from spatialrl.io.metrics import require_finite
 from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import partition
 from spatialrl.train.run import Run
 from spatialrl.train.state import init_state, make_optimizer
 
 
 def fit(
-    config, workdir, mesh, params, loss, make_batch, evaluate, frozen=()
+    config, workdir, mesh, params, loss, make_batch, evaluate, frozen=(), *,
+    family="scenes",
 ):
   """Trains `params` for `config.steps` batches, resuming where it can.
 
@@ -30,15 +33,14 @@ def fit(
     evaluate: ema weights -> dict of floats, run every `eval_every` steps.
     frozen: tuple of trees on the devices; closed over, large ones would be
       constants of the program.
+    family: key of `partition.RULES`, what `params` are.
 
   Returns:
     The final TrainState.
   """
   optimizer = make_optimizer(config.optimizer, config.steps)
-  replicated = meshes.replicated(mesh)
-  rows = meshes.batched(mesh)
 
-  @jax.jit
+  @functools.partial(jax.jit, donate_argnums=0)
   def update(state, batch, *frozen):
     key = jax.random.fold_in(state.key, state.step)
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
@@ -50,25 +52,28 @@ def fit(
     # A short warm-up of the average, so that the start is forgotten.
     decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
     metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads)}
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state,
         step=step,
         updates=state.updates + 1,
         params=params,
         opt_state=opt_state,
         ema=optax.incremental_update(params, state.ema, 1 - decay),
-    ), metrics
+    )
+    return partition.constrain(mesh, family, state), metrics
 
-  state = jax.jit(
-      lambda p: init_state(p, optimizer, config.seed), out_shardings=replicated
-  )(params)
+  def start(params):
+    return init_state(params, optimizer, config.seed)
+
+  placed = partition.shardings(mesh, family, jax.eval_shape(start, params))
+  state = jax.jit(start, out_shardings=placed)(params)
   with Run(config, workdir) as run, ThreadPoolExecutor(1) as pool:
     state = run.restore(state)
     start = int(state.step)
     ahead = pool.submit(make_batch, start)
     began, logged = time.perf_counter(), start
     for step in run.steps(start):
-      batch = jax.device_put(ahead.result(), rows)
+      batch = meshes.put_rows(mesh, ahead.result())
       ahead = pool.submit(make_batch, step + 1)
       state, metrics = update(state, batch, *frozen)
       done = step + 1

@@ -18,7 +18,7 @@ from spatialrl.data import qwen_inputs
 from spatialrl.models import spatial_score
 from spatialrl.models.lora import LoRAConfig
 from spatialrl.models.spatial_score import SpatialScoreConfig
-from spatialrl.parallel.mesh import make_mesh
+from spatialrl.parallel.mesh import one_device
 from spatialrl.rewards import qwen
 
 PIXELS = 16  # a side of the images of the policy
@@ -273,7 +273,8 @@ def _write_t5_tokenizer(path):
 
 def write_trained(path, base):
   """An untrained trained part of SpatialScore, for a folder of `write_qwen`."""
-  backbone, params = qwen.load_base(base, "float32", make_mesh((-1, 1, 1)))
+  mesh = one_device()
+  backbone, params = qwen.load_base(base, "float32", mesh)
   model = SpatialScoreConfig(
       backbone,
       LoRAConfig(2, 4.0, spatial_score.PROJECTIONS),
@@ -283,7 +284,8 @@ def write_trained(path, base):
   init = jax.jit(
       lambda key, params: spatial_score.init_trainable(model, key, params)
   )
-  qwen.save(path, model, READING, init(jax.random.key(0), params))
+  with jax.set_mesh(mesh):
+    qwen.save(path, model, READING, init(jax.random.key(0), params))
   return path
 
 

@@ -30,7 +30,9 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
     slots: with `transition`, `log_prob`, `objective`, `prepare` (or None),
       `anchor` and `behaviour` bound.
     config: fields `updates` (optimizer steps an iteration, each on its share
-      of the images), `anchor_weight`, `ema_decay`, `ema_every`.
+      of the images), `microbatch` (rows of one gradient, which are summed up
+      to that of the step; 0 for all), `anchor_weight`, `ema_decay`,
+      `ema_every`.
     guidance: scale of classifier-free guidance.
     judge: (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L]) -> f32[M],
       for objectives that differentiate the reward.
@@ -96,16 +98,27 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
       batch = dataclasses.replace(batch, advantage=slots.prepare(view))
       prepared = view.calls * (1 if guidance == 1 else 2)
 
-    def accumulate(total, k):
-      (loss, metrics), grads = jax.value_and_grad(visit_loss, has_aux=True)(
-          state.params, base, old, batch, k, key
-      )
-      return jax.tree.map(jnp.add, total, (loss, grads)), metrics
+    def accumulate(total, piece):
+      part, key = piece
 
+      def visit(total, k):
+        (loss, metrics), grads = jax.value_and_grad(visit_loss, has_aux=True)(
+            state.params, base, old, part, k, key
+        )
+        return jax.tree.map(jnp.add, total, (loss, grads)), metrics
+
+      return jax.lax.scan(visit, total, visits)
+
+    rows, microbatch = batch.keep.shape[0], config.microbatch
+    count = -(-rows // (microbatch or rows))
+    parts = _split(batch, count, f"train.microbatch is {microbatch}")
+    # Parts draw times and noise of their own.
+    keys = key[None] if count == 1 else jax.random.split(key, count)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
     (loss, grads), metrics = jax.lax.scan(
-        accumulate, zero, visits
+        accumulate, zero, (parts, keys)
     )
+    metrics = jax.tree.map(_joined, metrics)  # [W, M]
     scale = 1.0 / (kept * visits.shape[0])
     grads = jax.tree.map(lambda g: g * scale, grads)
     if config.anchor_weight and weight_anchor:
@@ -140,7 +153,9 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
 
   def update(base, state, batch):
     old = state.old or state.params  # {}: the policy of the rollout
-    parts = _split(batch, config.updates)
+    parts = _split(
+        batch, config.updates, f"train.updates is {config.updates}"
+    )
     carry = (base, old, state)
     (_, _, state), out = jax.lax.scan(minibatch, carry, parts)
     if state.old:
@@ -151,14 +166,15 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
   return update
 
 
-def _split(batch, parts):
-  """UpdateBatch of B rows -> the same with a leading axis of `parts`."""
+def _split(batch, parts, what):
+  """UpdateBatch of B rows -> the same with a leading axis of `parts`.
+
+  Raises:
+    ValueError: if the rows do not divide; `what` says whose fault it is.
+  """
   rows = batch.keep.shape[0]
   if rows % parts:
-    raise ValueError(
-        f"train.updates is {parts}; it must divide the {rows} images that"
-        " selection leaves."
-    )
+    raise ValueError(f"{what}; it must divide {rows} images.")
 
   def cut(x, axis):
     if axis is None:
@@ -168,6 +184,11 @@ def _split(batch, parts):
     return jnp.moveaxis(x, axis + 1, 0)
 
   return map_rows(cut, batch)
+
+
+def _joined(values):
+  """What was measured of the parts, [parts, W, M / parts], in rows: [W, M]."""
+  return jnp.moveaxis(values, 0, -1).reshape(values.shape[1], -1)
 
 
 def _summarise(out):

@@ -5,12 +5,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from spatialrl.data import scenes
 from spatialrl.data.prompts import Tokens, read_prompts
 from spatialrl.models.build import load_policy
-from spatialrl.parallel import mesh as meshes
+from spatialrl.parallel import partition
 from spatialrl.rewards.judges import check_prompts, make_judges
 from spatialrl.rl.advantage import MEMORY
 from spatialrl.train import backbone, finish, finish_images
@@ -28,7 +26,7 @@ class World:
     prompts: list of str to train on.
     read: reader of `data.prompts` for the policy.
     evaluation: with `quick` and `full`.
-    summarise: (state, began, compilations) -> dict, ends the run.
+    summarise: (state, began, compilations, pause) -> dict, ends the run.
   """
 
   policy: Any
@@ -48,7 +46,7 @@ def scenes_world(config, workdir, mesh):
   )
   check_prompts(config.rewards, prompts)
   policy, params = load_policy(config.init, config.lora, config.remat)
-  params = jax.device_put(params, meshes.replicated(mesh))
+  params = partition.place(mesh, policy.family, params)
   judges = make_judges(config.rewards, mesh)
   evaluation = finish.Evaluation(config, mesh, policy, judges)
   return World(

@@ -24,11 +24,12 @@ def normal(seed, *shape):
 class Linear:
   """A policy of one matrix, for what the loop does whatever the network."""
 
+  family = "scenes"
   latent_shape = (2, 2, 192)
   remat = False
 
   def init(self):
-    return {"w": 0.1 * normal(1, 192, 192), "words": 0.1 * normal(2, 4, 192)}
+    return {"pool": 0.1 * normal(1, 192, 192), "words": 0.1 * normal(2, 4, 192)}
 
   def init_trainable(self, key, base):
     del key
@@ -52,7 +53,7 @@ class Linear:
   def velocity(self, base, trainable, x, t, cond, *, words=None, blocks=()):
     weights = base if trainable is None else trainable
     pooled = (cond.pooled @ weights["words"])[:, None, None]
-    v = jnp.tanh(x @ weights["w"]) + pooled * t[:, None, None, None]
+    v = jnp.tanh(x @ weights["pool"]) + pooled * t[:, None, None, None]
     if words is None:
       return v
     assert blocks

@@ -52,11 +52,12 @@ RECORDER = optax.GradientTransformation(
 )
 
 
-def recording(updates):
+def recording(updates, microbatch=0):
   """The update with an anchor, not jitted."""
   config = config_dict.ConfigDict(
     {
       "updates": updates,
+      "microbatch": microbatch,
       "anchor_weight": ANCHOR,
       "ema_decay": 0.9,
       "ema_every": 1,
@@ -245,6 +246,24 @@ def test_padding_alone_moves_nothing(base, batch, moved, update):
   assert metrics["images_updated"] == 0 and metrics["loss"] == 0
 
 
+def test_microbatches_add_up_to_the_whole_step(base, batch, moved, update):
+  """Sums over counts, not means of means: parts keep 2, 1 or 0 images."""
+  some = dataclasses.replace(batch, keep=~np.isin(np.arange(ROWS), (2, 3, 6)))
+  whole, expected = run(update, base, moved, some)
+  parts, metrics = run(jax.jit(recording(2, microbatch=2)), base, moved, some)
+  largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(whole))
+  for a, b in zip(
+    jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-6 * largest)
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+      metrics[name], value, rtol=1e-5, atol=1e-7, err_msg=name
+    )
+
+
 def test_rows_that_do_not_divide_are_refused(base, batch):
+  with pytest.raises(ValueError, match="train.microbatch is 3; .* 8 images"):
+    run(recording(1, microbatch=3), base, base["mmdit"], batch)
   with pytest.raises(ValueError, match="train.updates is 3; .* 8 images"):
     run(recording(updates=3), base, base["mmdit"], batch)

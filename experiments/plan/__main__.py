@@ -1,0 +1,116 @@
+"""Plans FLUX.1-dev and SD3.5-Medium for slices of several sizes.
+
+  python -m experiments.plan --out experiments/plan/results.json [--only NAME]
+
+Results of cases that are not asked for stay in the file.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import time
+
+import jax
+
+from spatialrl.parallel import chips, estimate
+from spatialrl.parallel.mesh import make_mesh
+from spatialrl.plan import Plan
+from spatialrl.train import programs
+from spatialrl.train.configs import load_config
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_FLUX, _SD35 = "flux", "sd35"
+
+
+def rows(count):
+  """A rollout and an update of `count` images a call."""
+  return {
+      "rollout.chunk": count,
+      "rollout.decode_chunk": min(count, 64),
+      "train.microbatch": count,
+      "rewards.qwen_score.batch": max(48, count),
+  }
+
+
+def size(pixels):
+  """Images of so many pixels a side."""
+  tokens = (pixels // 16) ** 2
+  return {
+      "model.size": pixels,
+      "schedule.tokens": tokens,
+      "eval.schedule.tokens": tokens,
+  }
+
+
+# Name -> (config, topology, changes, last program or None for all).
+CASES = {
+    "flux": (_FLUX, "v5e:4x4", {}, None),
+    "sd35_2x2": (_SD35, "v5e:2x2", {"mesh": (1, -1, 1)} | rows(16), None),
+    "flux_v6e": (_FLUX, "v6e:2x4", rows(16), None),
+    "flux_v5p": (_FLUX, "v5p:2x2x2", rows(16), None),
+    "rollout_512_1": (_FLUX, "v5e:4x4", rows(16), "rollout"),
+    "rollout_512_2": (_FLUX, "v5e:4x4", rows(32), "rollout"),
+    "rollout_1024_1": (_FLUX, "v5e:4x4", rows(16) | size(1024), "rollout"),
+    "rollout_1024_2": (_FLUX, "v5e:4x4", rows(32) | size(1024), "rollout"),
+    "weak_4": (
+        _FLUX, "v5e:2x2", {"prompts.per_step": 4} | rows(8), "rollout"
+    ),
+    "weak_64": (
+        _FLUX, "v5e:8x8", {"prompts.per_step": 64} | rows(128), "rollout"
+    ),
+}
+
+
+def run(name):
+  """One case as a dict of numbers."""
+  family, topology, changes, last = CASES[name]
+  config = load_config(
+      _ROOT / "configs" / f"{family}_spatialscore_grpo.py"
+  )
+  config.update_from_flattened_dict(changes)
+  place = chips.find(topology)
+  mesh = make_mesh(config.mesh, list(place.devices))
+  found, too_large, began = {}, None, time.perf_counter()
+  try:
+    for program, one in programs.compile_all(config, mesh):
+      found[program] = estimate.of(
+          one.compiled, place, mesh, calls=one.calls, resident=one.resident
+      )
+      if program == last:
+        break
+  except programs.OutOfMemory as error:
+    too_large = error
+  plan = Plan(place, mesh, programs.images_of(config), found, too_large)
+  return {
+      "topology": topology,
+      "changes": changes,
+      "programs": {n: dataclasses.asdict(one) for n, one in found.items()},
+      "ratio": {
+          n: one.estimated_seconds / max(one.roofline_seconds, 1e-12)
+          for n, one in found.items()
+      },
+      "images": plan.images,
+      "seconds": plan.seconds,
+      "spare_bytes": plan.spare,
+      "fits": plan.fits,
+      "too_large": too_large and str(too_large),
+      "planning_seconds": time.perf_counter() - began,
+  }
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+  args = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  results = json.loads(args.out.read_text()) if args.out.exists() else {}
+  for name in args.only:
+    results[name] = run(name)
+    print(name, results[name]["ratio"], results[name]["seconds"], flush=True)
+    args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()
