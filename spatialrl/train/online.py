@@ -22,7 +22,9 @@ def run(config, workdir, mesh):
   config = tiny.prepare(config, workdir)
   check(config, mesh)
   world = worlds.WORLDS[worlds.name_of(config)](config, workdir, mesh)
-  loop = loops.Loop(config, mesh, world.policy, world.judges, world.read)
+  loop = loops.Loop(
+      config, mesh, world.policy, world.judges, world.read, world.trusted
+  )
   base, prompts = world.params, world.prompts
   state = loop.init(base)
 

@@ -13,7 +13,7 @@ from spatialrl.models.build import load_policy
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rewards.judges import check_prompts, make_judges
 from spatialrl.rl.advantage import MEMORY
-from spatialrl.train import backbone, finish, finish_images
+from spatialrl.train import backbone, finish, finish_images, fit_slots
 from spatialrl.train.configs import world_of
 
 
@@ -28,6 +28,9 @@ class World:
     prompts: list of str to train on.
     read: reader of `data.prompts` for the policy.
     evaluation: with `quick` and `full`.
+    trusted: (step, list of B str) -> (u8[B, S, S, 3], images that satisfy the
+      prompts; list of B str, prompts that contradict them); None where no such
+      images are known.
     summarise: (state, began, compilations) -> dict, ends the run.
   """
 
@@ -38,6 +41,7 @@ class World:
   read: Callable
   evaluation: Any
   summarise: Callable
+  trusted: Callable | None = None
 
 
 def scenes_world(config, workdir, mesh):
@@ -60,6 +64,9 @@ def scenes_world(config, workdir, mesh):
       evaluation=evaluation,
       summarise=functools.partial(
           finish.summarise, config, workdir, evaluation, params
+      ),
+      trusted=functools.partial(
+          scenes.renders, config.seed, size=policy.size
       ),
   )
 
@@ -113,6 +120,11 @@ def name_of(config):
           "advantage.name",
           MEMORY.get(config.advantage.name) == "task" and config.advantage.name,
           "its tasks are relations of the embedded world; choose another",
+      ),
+      *(
+          (field, value, "renders of a prompt are known in the embedded world"
+           " alone; choose another")
+          for field, value in fit_slots.trusting(config)
       ),
   ):
     if wrong:

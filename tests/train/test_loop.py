@@ -1,6 +1,7 @@
 """The online loop around a network of one matrix: bits, programs, counts."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
+from spatialrl.data import scenes
 from spatialrl.records import Conditioning, Signals
 from spatialrl.train import fit_slots, online
 from spatialrl.train import loop as loops
@@ -63,22 +65,36 @@ class Linear:
     del base
     return latents.reshape(-1, 16, 16, 3)
 
+  def to_latents(self, base, images):
+    del base
+    return images.reshape(-1, *self.latent_shape)
+
 
 class Brightness:
-  """A judge that likes bright images."""
+  """A judge that likes bright images, the more the larger its one weight."""
 
-  def __call__(self, images, prompts):
+  weights = {"gain": np.float32(1)}
+
+  def __call__(self, images, prompts, beside=None):
     del prompts
-    score = images.mean((1, 2, 3))
+    # What it has learned, or the trusted images of a judge that compares.
+    weights = beside if isinstance(beside, dict) else self.weights
+    return self.read(weights, images)
+
+  def features(self, images, ids, mask):
+    del ids, mask
+    return images
+
+  def read(self, weights, images):
+    score = weights["gain"] * images.mean((1, 2, 3))
     groups = score.reshape(2, -1)
     wins = (groups[:, :, None] > groups[:, None]).astype(jnp.float32)
-    return Signals(
-      scalar=score, pair=wins, map=jnp.abs(images[:, ::8, ::8].mean(-1))
-    )
+    places = jnp.abs(images[:, ::8, ::8].mean(-1))
+    return Signals(scalar=score, pair=wins, map=places, trusted_map=places / 2)
 
-  def score(self, images, ids, mask):
+  def score(self, images, ids, mask, weights=None):
     del ids, mask
-    return images.mean((1, 2, 3))
+    return self.read(weights or self.weights, images).scalar
 
   def compilations(self):
     return 1
@@ -87,7 +103,8 @@ class Brightness:
 def iterate(config, mesh, iterations):
   """(Loop, final state, first window step and metrics of each iteration)."""
   judges = {name: Brightness() for name in config.aggregate.weights}
-  loop = loops.Loop(config, mesh, Linear(), judges)
+  trusted = functools.partial(scenes.renders, 0, size=16)
+  loop = loops.Loop(config, mesh, Linear(), judges, trusted=trusted)
   base = Linear().init()
   state, rows = loop.init(base), []
   prompts = ["a red circle left of a blue square"] * 4
