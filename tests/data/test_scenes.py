@@ -311,3 +311,21 @@ def test_contradicted_counts_relations_of_the_prompt():
     )
     assert perturb.contradicted(aligned, other) == made.contradicted[i]
   assert len(set(made.contradicted.tolist())) > 1
+
+
+def test_renders_satisfy_their_prompts_and_the_flips_do_not():
+  prompts = scenes.prompts(5, 12, relations=(1, 2))
+  images, flips = scenes.renders(5, 3, prompts, size=32)
+  assert all(violated(p, x) == 0 for p, x in zip(prompts, images, strict=True))
+  assert all(violated(p, x) == 1 for p, x in zip(flips, images, strict=True))
+  again, _ = scenes.renders(5, 3, prompts, size=32)
+  np.testing.assert_array_equal(images, again)
+  other, _ = scenes.renders(5, 4, prompts, size=32)
+  assert (images != other).any((1, 2, 3)).all()
+
+
+def test_a_prompt_without_a_layout_is_named():
+  thing = "a red circle", "a blue square"
+  prompt = "{0} left of {1}, {1} left of {0}".format(*thing)
+  with pytest.raises(ValueError, match="red circle left of a blue"):
+    scenes.renders(5, 3, [prompt], size=32)

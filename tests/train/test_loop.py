@@ -118,6 +118,18 @@ def iterate(config, mesh, iterations):
   return loop, state, rows
 
 
+def test_the_reward_inside_the_gradient_is_the_one_that_was_learned():
+  config = config_dict.ConfigDict({
+    "objective": {"name": "reward_step"},
+    "aggregate": {"weights": {"brightness": 2.0}},
+  })
+  reward = fit_slots.differentiable(config, {"brightness": Brightness()})
+  images = jnp.ones((8, 16, 16, 3))
+  learned = {"brightness": {"weights": {"gain": jnp.float32(3)}}}
+  np.testing.assert_allclose(reward(images, None, None, {}), 2.0)
+  np.testing.assert_allclose(reward(images, None, None, learned), 6.0)
+
+
 @pytest.fixture
 def wide():
   """The smallest quickstart with room for the window to move."""
@@ -221,6 +233,28 @@ def test_star_with_alpha_zero_is_uniform_credit_to_the_bit(mesh):
      ("rewards.pairwise.group is 3", "rollout.group 4")),
     ("star", {"aggregate.name": "win_rate"}, ("win_rate", "judge of pairs")),
     ("diffusion_nft", {"credit.name": "attention_map"}, ("credit.name",)),
+    ("patch_dpo", {"credit.name": "uniform"}, ("'patch_fm'", "'uniform'")),
+    ("patch_dpo", {"credit.judge": "spatial_score"}, ("credit.judge", "patch")),
+    ("soft_repa", {"objective.others": 2}, ("others is 2", "0 to 1")),
+    ("soft_repa", {"select.name": "nonzero_std"}, ("contrastive_fm", "all")),
+    ("soft_repa", {"lora.rank": 4}, ("soft_tokens is 4", "lora.rank 4")),
+    ("adv_grpo", {"refresh.name": "fixed"}, ("adversarial", "'fixed'")),
+    ("adv_grpo", {"refresh.steps": 0}, ("refresh.steps is 0",)),
+    (
+      "iter_comp",
+      {"refresh.experts": {"relations": "things"}, "refresh.every": 0},
+      ("refresh.every is 0",),
+    ),
+    (
+      "iter_comp",
+      {"refresh.experts": {"relations": "quality", "quality": "trusted"}},
+      ("experts.relations is 'quality'", "'spatial_score'"),
+    ),
+    (
+      "iter_comp",
+      {"refresh.experts": {"spatial_score": "trusted"}},
+      ("lets 'spatial_score' learn", "'relations'"),
+    ),
   ],
 )
 def test_slots_that_do_not_fit_are_named_in_a_sentence(
