@@ -65,7 +65,11 @@ def _question(name):
 
 
 def _section(name, one):
-  columns = list(dict.fromkeys(key for row in one.rows for key in row))
+  # JSON has lost the order; what says which row it is comes first.
+  columns = sorted(
+      {key for row in one.rows for key in row},
+      key=lambda key: (not isinstance(one.rows[0].get(key), str), key),
+  )
   lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
   for row in one.rows:
     cells = [_cell(row.get(column, "")) for column in columns]

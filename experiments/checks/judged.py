@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.checks.world import SEED, STEPS, Found, few, judge, to_float
-from spatialrl.data import scenes, tokenizers
+from spatialrl.data import scenes
 from spatialrl.evals import relations
 from spatialrl.flow import transition as transitions
 from spatialrl.rewards.refresh import REFRESHES, Refresh
@@ -114,9 +114,7 @@ def patch_quality(world):
   side = signals.map.shape[-1]
   truth, wrong, _ = _flawed(world, images, side)
   where = relations.box_maps(world.judged(renders), side)
-  text = tokenizers.encode(
-      tokenizers.load(), world.repeated, compare.model.max_tokens
-  )
+  text = compare.encode(world.repeated)
   own, there = (
       compare.features(to_float(x), *text)[1] for x in (images, renders)
   )
@@ -155,8 +153,7 @@ def adversarial_reward(world):
   entry = judge("adversarial", "adv_grpo")
   half = len(images) // 2
   teach = Refresh(
-      config, bind(REFRESHES, config.refresh, "refresh"),
-      {"adversarial": entry}, config.prompts.max_tokens,
+      config, bind(REFRESHES, config.refresh, "refresh"), {"adversarial": entry}
   )
   learned, rows = teach.init(), []
   for name, shown in (
@@ -165,10 +162,12 @@ def adversarial_reward(world):
   ):
     accuracy = {}
     if shown is not None:
-      learned, accuracy = teach(
+      learned, values = teach(
           learned, world.repeated[:half], world.group[:half], shown[:half],
           renders[:half], {},
       )
+      right = float(values["refresh_adversarial_accuracy"])
+      accuracy = {"accuracy_before": right}
     weights = learned["adversarial"]["weights"]
     mean = {
         kind: float(
@@ -178,11 +177,7 @@ def adversarial_reward(world):
             ("renders", renders), ("images", images), ("pushed", pushed)
         )
     }
-    rows.append(
-        {"learned": name} | mean
-        | {"accuracy_before": float(accuracy.get(
-            "refresh_adversarial_accuracy", jnp.nan))}
-    )
+    rows.append({"learned": name} | mean | accuracy)
   rows.append({"learned": "control: saturation"} | {
       kind: float(jnp.abs(x[half:]).mean())
       for kind, x in (
@@ -209,9 +204,7 @@ def refreshed_judges(world):
   world = few(32)
   config = load_config("configs/methods/iter_comp.py")
   entry = judge("relations", "iter_comp")
-  text = tokenizers.encode(
-      tokenizers.load(), world.repeated, entry.model.max_tokens
-  )
+  text = entry.encode(world.repeated)
   decode = functools.partial(world.policy.decode, world.params)
 
   @jax.jit
@@ -231,8 +224,7 @@ def refreshed_judges(world):
   renders = to_signed(renders)
   config.refresh.experts = {"relations": "trusted"}
   teach = Refresh(
-      config, bind(REFRESHES, config.refresh, "refresh"), {"relations": entry},
-      config.prompts.max_tokens,
+      config, bind(REFRESHES, config.refresh, "refresh"), {"relations": entry}
   )
   half, learned = len(images) // 2, teach.init()
   new, _ = teach(
@@ -260,9 +252,7 @@ def late_prediction(world):
   the final image, within a prompt; the control is the first step.
   """
   world = few(32)
-  images, path = world.rollout(
-      transitions.ode, window=STEPS, last_step="noise", shared=False
-  )
+  images, path = world.smooth
   final = _within(world.score(images))
   rows = []
   for k in range(STEPS):

@@ -67,8 +67,10 @@ class World:
 
   @functools.cached_property
   def smooth(self):
-    """(images, Trajectory) of the ODE, whose window is the whole path."""
-    return self.rollout(transitions.ode, window=STEPS, last_step="noise")
+    """(images, Trajectory) of the ODE over its whole path, own noise each."""
+    return self.rollout(
+        transitions.ode, window=STEPS, last_step="noise", shared=False
+    )
 
   @functools.cached_property
   def velocity(self):

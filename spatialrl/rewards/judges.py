@@ -38,9 +38,9 @@ class SpatialScore:
 
   def __call__(self, images, prompts):
     """Scores images under prompts, sharded over the mesh's data axes."""
-    return self._score(self.params, images, *self._encode(prompts))
+    return self._score(self.params, images, *self.encode(prompts))
 
-  def _encode(self, prompts):
+  def encode(self, prompts):
     """Ids i32[B, L] and mask bool[B, L] on the mesh."""
     text = tokenizers.encode(self._tokenizer, prompts, self.model.max_tokens)
     return jax.device_put(text, self._rows)
@@ -99,7 +99,7 @@ class Headed(SpatialScore):
 
   def __call__(self, images, prompts, weights=None):
     """Scores images under prompts; None is the head as it was at first."""
-    ids, mask = self._encode(prompts)
+    ids, mask = self.encode(prompts)
     weights = self.weights if weights is None else weights
     return self._score((self.params, weights), images, ids, mask)
 
@@ -184,7 +184,7 @@ class Patches(Headed):
 
   def __call__(self, images, prompts, trusted):
     """Compares images with `trusted`, both f32[B, S, S, 3]."""
-    ids, mask = self._encode(prompts)
+    ids, mask = self.encode(prompts)
     params = self.params, self.weights
     return self._score(params, images, ids, mask, trusted)
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatialrl.data import tokenizers
 from spatialrl.rl import pairwise
 
 TRUSTED = "trusted"  # the expert for whom trusted images are the better ones
@@ -90,17 +89,15 @@ def fixed(own, trusted, rank, group):
 class Refresh:
   """Teaches the judges of a run; their weights come and go as arguments."""
 
-  def __init__(self, config, loss, judges, max_tokens):
+  def __init__(self, config, loss, judges):
     """Compiles nothing yet.
 
     Args:
       config: of an `online` run, field `refresh`.
       loss: its entry of REFRESHES with its settings bound.
       judges: dict from name to judge.
-      max_tokens: L of the prompts.
     """
     self._config, self._loss, self._judges = config.refresh, loss, judges
-    self._tokenizer, self._max_tokens = tokenizers.load(), max_tokens
     self.learners = learners(config)
     self._programs = {
       name: jax.jit(functools.partial(self._teach, judges[name]))
@@ -138,12 +135,12 @@ class Refresh:
       (learned, dict of f32[]: by judge the loss and the accuracy before the
       first step, and the loss after the last).
     """
-    text = tokenizers.encode(self._tokenizer, prompts, self._max_tokens)
     learned, metrics = dict(learned), {}
     for name in self.learners:
       rank = self._rank(name, prompts, trusted, signals)
       learned[name], losses, accuracy = self._programs[name](
-        learned[name], text, group, images, trusted, rank
+        learned[name], self._judges[name].encode(prompts), group, images,
+        trusted, rank,
       )
       metrics |= {
         f"refresh_{name}_loss": losses[0],

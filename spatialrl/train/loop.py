@@ -114,9 +114,7 @@ class Loop:
         donate_argnums=1,
     )
     self._look_up = jax.jit(self._encode_trusted)
-    self._refresh = Refresh(
-        config, self._slots.refresh, judges, config.prompts.max_tokens
-    )
+    self._refresh = Refresh(config, self._slots.refresh, judges)
     blocks = config.rollout.attention_blocks
     self._words = tokenizers.word_table(
         tokenizers.load(), config.rollout.attention_words
