@@ -2,11 +2,11 @@
 
 Flow matching on the policy's own images, each weighted by its score and each
 position by how unflawed it is, beside flow matching on a trusted image of the
-prompt. In the public repository scores of boxes and of the layout come from the
-model's own understanding side, and the trusted image counts 0.1; here our heads,
-a map in place of boxes, and renders that count 1, since at 0.1 the policy
-forgets how to draw: its own images, taken in 8 steps, vary less than the ones it
-was trained on, and every round makes them vary less (experiments/checks).
+prompt. In the public repository scores of boxes and of the layout come from
+the model's own understanding side, and the trusted image counts 0.1; here our
+heads, a map in place of boxes, and renders that count 1: at 0.1 the policy
+learns its own images, drawn in 8 steps, and forgets how to draw
+(experiments/checks).
 """
 
 import pathlib

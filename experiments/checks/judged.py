@@ -205,10 +205,10 @@ def refreshed_judges(world):
   config = load_config("configs/methods/iter_comp.py")
   entry = judge("relations", "iter_comp")
   text = entry.encode(world.repeated)
-  decode = functools.partial(world.policy.decode, world.params)
 
   @jax.jit
-  def climb(latents):
+  def climb(params, latents):
+    decode = functools.partial(world.policy.decode, params)
     slope = jax.grad(lambda z: entry.score(decode(z), *text).sum())
 
     def step(z, _):
@@ -219,7 +219,7 @@ def refreshed_judges(world):
     return decode(jax.lax.scan(step, latents, None, length=20)[0])
 
   _, path = world.rollout(_CPS)
-  images = climb(path.final)
+  images = climb(world.params, path.final)
   renders, _ = scenes.renders(SEED, 0, world.repeated, size=world.policy.size)
   renders = to_signed(renders)
   config.refresh.experts = {"relations": "trusted"}

@@ -78,9 +78,9 @@ def _scored(world):
 def topk_balance(world):
   """SpatialScore: does top-k filtering balance the signs of advantages?
 
-  Share of positive advantages on easy prompts (more than 3 of 4 images right)
-  and hard ones (fewer than 1 of 4), groups of 16 and k = 4, by the oracle's
-  verdict plus a hundredth of the learned score, which breaks ties.
+  Share of positive advantages on easy prompts (more than 0.6 of the images
+  right) and hard ones (fewer than 0.4), groups of 16 and k = 4, by the oracle's
+  verdict plus a thousandth of the learned score, which breaks ties.
   """
   score, right = _scored(few(32))
   reward = jnp.asarray((right + 0.001 * score).ravel())
@@ -95,10 +95,10 @@ def topk_balance(world):
     positive = np.where(np.asarray(keep), np.asarray(value) > 0, np.nan)
     positive = np.nanmean(positive.reshape(score.shape), 1)
     rows.append({
-        "kept": name, "easy": float(positive[share > 0.75].mean()),
-        "hard": float(positive[share < 0.25].mean()),
-        "easy_prompts": int((share > 0.75).sum()),
-        "hard_prompts": int((share < 0.25).sum()),
+        "kept": name, "easy": float(positive[share > 0.6].mean()),
+        "hard": float(positive[share < 0.4].mean()),
+        "easy_prompts": int((share > 0.6).sum()),
+        "hard_prompts": int((share < 0.4).sum()),
     })
   off = [max(abs(r["easy"] - 0.5), abs(r["hard"] - 0.5)) for r in rows]
   return Found(
@@ -165,8 +165,8 @@ def task_spreads(world):
   """EMA-GRPO: do a binary and a dense reward pull equally hard?
 
   Half of the prompts have the oracle's verdict as reward, half the learned
-  score; ratio of the root mean squares of their advantages. Controls: group
-  z-scores, where groups without spread count nothing, and the batch's spread.
+  score; ratio of the root mean squares of their advantages. The control is the
+  group z-score; the spread of the batch stands beside it.
   """
   score, right = _scored(few(32))
   binary = np.arange(len(score)) % 2 == 0
@@ -183,12 +183,12 @@ def task_spreads(world):
     square = np.square(np.asarray(value)).reshape(score.shape).mean(1)
     ratio = np.sqrt(square[binary].mean() / square[~binary].mean())
     rows.append({
-        "advantage": name if not rows else f"control: {name}",
+        "advantage": f"control: {name}" if name == "group_z" else name,
         "binary_over_dense": float(ratio),
     })
   inside = [0.5 <= row["binary_over_dense"] <= 2 for row in rows]
   return Found(
-      rows, "within 0.5 and 2", holds=inside[0], control_fails=not inside[2]
+      rows, "within 0.5 and 2", holds=inside[0], control_fails=not inside[1]
   )
 
 
