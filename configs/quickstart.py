@@ -21,7 +21,10 @@ def get_config(arg=""):
   c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
   c.steps = 170
   c.init = "policy.safetensors"
-  c.lora = {"rank": 0, "alpha": 64.0, "targets": (".*",)}  # 0: all weights
+  c.lora = {
+      "rank": 0, "alpha": 64.0, "targets": (".*",),  # 0: all weights
+      "soft_tokens": 0,  # or so many text tokens, and no weights
+  }
   c.remat = False  # True: recompute layers in the gradient, for less memory
   c.checkpoint = {"every": 25, "keep_last": 2}
   c.profile_steps = ()  # (first, end): iterations whose trace is written
@@ -65,6 +68,7 @@ def get_config(arg=""):
   c.credit = {"name": "uniform"}
   c.objective = {"name": "ppo", "clip_range": 1e-4, "adv_clip": 5.0}
   c.anchor = {"name": "velocity_mse"}
+  c.refresh = {"name": "fixed"}  # which judges learn during the run
   c.behaviour = {"name": "current"}  # the policy that draws the images
   c.train = {
       "updates": 2,  # optimizer steps an iteration

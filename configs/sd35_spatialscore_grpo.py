@@ -90,6 +90,7 @@ def get_config(arg=""):
   c.credit = {"name": "uniform"}
   c.objective = {"name": "ppo", "clip_range": 1e-4, "adv_clip": 5.0}
   c.anchor = {"name": "kl_published"}
+  c.refresh = {"name": "fixed"}
   c.behaviour = {"name": "current"}
   c.train = {
       "updates": 2,

@@ -81,12 +81,14 @@ class Signals:
     pair: f32[P, G, G], share of wins of image i over image j.
     map: f32[B, h, w], per latent position.
     sigma: f32[B], standard deviation of `scalar`, same unit.
+    trusted_map: f32[B, h, w], per latent position of the trusted image.
   """
 
   scalar: jax.Array | None = None
   pair: jax.Array | None = None
   map: jax.Array | None = None
   sigma: jax.Array | None = None
+  trusted_map: jax.Array | None = None
 
 
 @_pytree
@@ -102,6 +104,9 @@ class UpdateBatch:
     keep: bool[B]; False rows are padding and carry no gradient.
     weight: f32[W, B, h, w] credit, mean 1 over what is active.
     visits: i32[n], the window steps that the update visits.
+    trusted: f32[M, h, w, C], latents of an image of each prompt that is known
+      to be right; None where no slot looks at it, and so is the next.
+    contrast: text states of prompts that contradict those of the images.
   """
 
   trajectory: Trajectory
@@ -112,6 +117,8 @@ class UpdateBatch:
   keep: jax.Array
   weight: jax.Array
   visits: jax.Array
+  trusted: jax.Array | None = None
+  contrast: Conditioning | None = None
 
 
 _NO_ROWS = -1
@@ -128,6 +135,8 @@ _ROW_AXES = UpdateBatch(
   keep=0,
   weight=1,
   visits=_NO_ROWS,
+  trusted=0,
+  contrast=Conditioning(text=0, pooled=0, mask=0),
 )
 
 

@@ -1,9 +1,12 @@
 """SRUM: images of one's own, learned by place and by worth.
 
 Flow matching on the policy's own images, each weighted by its score and each
-position by how unflawed it is. In the public repository scores of boxes and of
-the layout come from the model's own understanding side, and a trusted image is
-the anchor; here our heads, a map in place of boxes, and the base's velocity.
+position by how unflawed it is, beside flow matching on a trusted image of the
+prompt. In the public repository scores of boxes and of the layout come from
+the model's own understanding side, and the trusted image counts 0.1; here our
+heads, a map in place of boxes, and renders that count 1: at 0.1 the policy
+learns its own images, drawn in 8 steps, and forgets how to draw
+(experiments/checks).
 """
 
 import pathlib
@@ -23,6 +26,6 @@ def get_config(arg=""):
       "name": "judge_map", "judge": "relations", "alpha": 1.0, "invert": True,
   }
   c.objective = {"name": "weighted_fm", "draws": 4, "time_shift": 3.0}
-  c.anchor = {"name": "velocity_mse"}
-  c.train.anchor_weight = 0.1
+  c.anchor = {"name": "fm_replay", "time_shift": 3.0}
+  c.train.anchor_weight = 1.0
   return c

@@ -9,11 +9,11 @@ import dataclasses
 import numpy as np
 
 from spatialrl.data import positions
-from spatialrl.scenes import grammar, perturb, render, sample
+from spatialrl.scenes import grammar, layout, perturb, render, sample
 from spatialrl.scenes import graph as graphs
 
 # They keep the streams of the functions below apart.
-_PAIRS, _PROMPTS, _THINGS = 1, 2, 3
+_PAIRS, _PROMPTS, _THINGS, _RENDERS = 1, 2, 3, 4
 _TRIES = 8  # perturbations of one scene before another scene is drawn
 _ROUND = 256  # scenes drawn at once for prompts
 _EMPTY_ROUNDS = 20  # without a new prompt, before giving up
@@ -220,6 +220,35 @@ def prompts(seed, count, *, relations, held_out=False):
           f" with relations {tuple(relations)} and held_out {held_out}."
       )
   return list(found)[:count]
+
+
+def renders(seed, step, prompts, *, size):
+  """Draws an image and a contradiction of each prompt.
+
+  Args:
+    seed: int >= 0.
+    step: int >= 0; every (seed, step) is a batch of its own.
+    prompts: list of B str with at least one relation each.
+    size: int, pixels a side, S.
+
+  Returns:
+    (u8[B, S, S, 3], images that satisfy the prompts, each in a layout of its
+    own; list of B str, the prompts with one relation flipped).
+
+  Raises:
+    ValueError: for a prompt that no layout was found for.
+  """
+  rng = np.random.default_rng([seed, step, _RENDERS])
+  shown = [grammar.parse(prompt) for prompt in prompts]
+  placed = [layout.place(rng, graph) for graph in shown]
+  for prompt, found in zip(prompts, placed, strict=True):
+    if found is None:
+      raise ValueError(f"no layout was found for the prompt {prompt!r}.")
+  flipped = []
+  for graph in shown:
+    others = graph.with_one_flipped()
+    flipped.append(grammar.prompt(others[rng.integers(len(others))]))
+  return render.render_batch(shown, placed, size), flipped
 
 
 def _pairs(rng, count, number, perturbed, held_out):

@@ -88,8 +88,8 @@ def load_policy(name, lora=None, remat=False):
 
   Args:
     name: path or packaged name of a weights file.
-    lora: config with `rank`, `alpha`, `targets`, or None for full
-      fine-tuning; `rank` 0 means None.
+    lora: config with `rank`, `alpha`, `targets` and, if soft tokens are
+      trained instead, `soft_tokens`; None for full fine-tuning, as `rank` 0.
     remat: recompute layers in a backward pass, whatever was done when the
       weights were made.
 
@@ -109,7 +109,11 @@ def load_policy(name, lora=None, remat=False):
   if lora is not None and lora.rank:
     adapter = LoRAConfig(lora.rank, lora.alpha, tuple(lora.targets))
   mmdit = dataclasses.replace(policy.mmdit, remat=remat)
-  return dataclasses.replace(policy, mmdit=mmdit, lora=adapter), params
+  tokens = 0 if lora is None else lora.get("soft_tokens", 0)
+  policy = dataclasses.replace(
+      policy, mmdit=mmdit, lora=adapter, soft_tokens=tokens
+  )
+  return policy, params
 
 
 def load_reward(name):

@@ -18,6 +18,7 @@ from spatialrl.models.text_encoder import TextEncoder, TextEncoderConfig
 from spatialrl.records import Conditioning
 
 _MIN_TIME = 0.05  # the velocity of a predicted image divides by t
+_SMALL = 0.02  # std of soft tokens at the start
 PREDICTIONS = ("velocity", "image")
 
 
@@ -36,6 +37,8 @@ class Policy:
     text: sizes of the text encoder.
     autoencoder: sizes of the AutoencoderKL, or None for folded pixels.
     lora: adapters of the velocity network, or None for full fine-tuning.
+    soft_tokens: text tokens before every prompt that are trained instead of
+      weights; 0 for none.
   """
 
   size: int
@@ -45,6 +48,7 @@ class Policy:
   text: TextEncoderConfig
   autoencoder: AutoencoderConfig | None = None
   lora: loras.LoRAConfig | None = None
+  soft_tokens: int = 0
 
   def __post_init__(self):
     if self.size % self.fold:
@@ -101,7 +105,11 @@ class Policy:
     return params
 
   def init_trainable(self, key, params):
-    """What RL trains: fresh adapters, or a copy of the MMDiT's weights."""
+    """What RL trains: adapters, soft tokens, or a copy of the MMDiT's weights.
+    """
+    if self.soft_tokens:
+      shape = self.soft_tokens, self.text.width
+      return {"tokens": _SMALL * jax.random.normal(key, shape)}
     if self.lora is None:
       return jax.tree.map(jnp.array, params["mmdit"])
     cond = self.encode(
@@ -116,6 +124,11 @@ class Policy:
 
   def start(self, params):
     """Where full fine-tuning starts; see `lora.start`."""
+    if self.soft_tokens:
+      raise ValueError(
+          f"lora.soft_tokens is {self.soft_tokens}; it must be 0 where weights"
+          " are compared with their start."
+      )
     return loras.start(params["mmdit"], self.lora)
 
   def encode(self, params, ids, mask):
@@ -137,8 +150,8 @@ class Policy:
 
     Args:
       params: the frozen base.
-      trainable: adapters or MMDiT weights as `init_trainable` gives; None for
-        the base itself, which is the reference policy.
+      trainable: what `init_trainable` gives; None for the base itself, which
+        is the reference policy.
       x: f32[B, h, w, C].
       t: f32[B], 1 = noise.
       cond: Conditioning of the B prompts.
@@ -149,6 +162,9 @@ class Policy:
       f32[B, h, w, C]; with `words` also the map f32[B, h, w] of mean 1, how
       much each position looks at them.
     """
+    if self.soft_tokens and trainable is not None:
+      cond, words = _prefixed(trainable["tokens"], cond, words)
+      trainable = None
     variables, adapters = loras.bind(params["mmdit"], trainable, self.lora)
     with loras.adapted(adapters):
       out = MMDiT(self.mmdit).apply(
@@ -194,3 +210,21 @@ class Policy:
       fields["autoencoder"] = AutoencoderConfig(**fields["autoencoder"])
     fields["lora"] = None
     return cls(**fields)
+
+
+def _prefixed(tokens, cond, words):
+  """Soft tokens f32[n, D] before the text of every prompt (SoftREPA).
+
+  They enter as states of the text encoder do, at the network's input alone;
+  the paper has some for each of the first layers.
+  """
+  shape = cond.mask.shape[0], len(tokens)
+  tokens = jnp.broadcast_to(tokens, (*shape, tokens.shape[-1]))
+  cond = dataclasses.replace(
+      cond,
+      text=jnp.concatenate([tokens, cond.text], 1),
+      mask=jnp.concatenate([jnp.ones(shape, bool), cond.mask], 1),
+  )
+  if words is not None:
+    words = jnp.concatenate([jnp.zeros(shape, bool), words], 1)
+  return cond, words

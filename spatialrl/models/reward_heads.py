@@ -2,8 +2,9 @@
 
 Several methods need a judge that says more than one number: ImageDoctor
 (arXiv:2510.01010) scores and marks flawed places, IterComp one judge an aspect,
-SRUM and PatchDPO a quality of each place. The backbone stays frozen, so the
-heads of one file serve all of them and cannot change the score they stand on.
+SRUM and PatchDPO a quality of each place, Adv-GRPO a discriminator. The
+backbone stays frozen, so the heads of one file serve all of them and cannot
+change the score they stand on.
 """
 
 import flax.linen as nn
@@ -45,27 +46,72 @@ def init(config, key):
   ]
 
 
-def judge(config, params, heads, images, ids, mask):
-  """Scores by aspect and flaws by place.
+class Discriminator(nn.Module):
+  """States of the backbone to how real an image looks, as a whole and by place.
+
+  Call as `Heads`; returns f32[B] and f32[B, P]. Adv-GRPO has one such head on
+  the class token of a frozen encoder and one on its patches.
+  """
+
+  @nn.compact
+  def __call__(self, state, patches):
+    logits = []
+    for name, x in (("whole", state), ("patch", patches)):
+      x = nn.relu(nn.Dense(state.shape[-1], name=f"{name}_in")(x))
+      logits.append(nn.Dense(1, name=f"{name}_out")(x)[..., 0])
+    return tuple(logits)
+
+
+def init_discriminator(config, key):
+  """Random weights of a Discriminator; arguments as for `init`."""
+  state = jnp.zeros((1, config.width))
+  return Discriminator().init(key, state, state[:, None])["params"]
+
+
+def features(config, params, images, ids, mask):
+  """Last states of the frozen backbone, what every head here reads.
 
   Args:
     config: RewardConfig of the backbone.
-    params: weights of the reward model whose backbone it is; frozen.
-    heads: weights as `init` gives.
+    params: weights of the reward model whose backbone it is.
     images: f32[B, S, S, 3] in [-1, 1].
     ids: i32[B, L].
     mask: bool[B, L].
 
   Returns:
+    (f32[B, D] of the reward token, f32[B, P, D] of the patches).
+  """
+  return Backbone(config).apply(
+      {"params": params["backbone"]}, images, ids, mask
+  )
+
+
+def read(config, heads, state, patches):
+  """Scores by aspect and flaws by place.
+
+  Args:
+    config: RewardConfig of the backbone.
+    heads: weights as `init` gives.
+    state: f32[B, D], as `features` gives, and so is the next.
+    patches: f32[B, P, D].
+
+  Returns:
     f32[B, 3] scores in the order of ASPECTS, higher is better, and
     f32[B, S/patch, S/patch] logits of a flaw.
   """
-  state, patches = Backbone(config).apply(
-      {"params": params["backbone"]}, images, ids, mask
-  )
   scores, flaws = Heads().apply({"params": heads}, state, patches)
+  return scores, on_grid(config, flaws)
+
+
+def on_grid(config, values):
+  """f32[B, P] of patches, row by row -> f32[B, S/patch, S/patch]."""
   side = config.size // config.patch
-  return scores, flaws.reshape(-1, side, side)
+  return values.reshape(-1, side, side)
+
+
+def judge(config, params, heads, images, ids, mask):
+  """`read` of the `features` of images; same arguments, same result."""
+  return read(config, heads, *features(config, params, images, ids, mask))
 
 
 def degraded(images, key, *, noise):

@@ -39,11 +39,12 @@ class SpatialScore:
 
   def __call__(self, images, prompts):
     """Scores images under prompts, sharded over the mesh's data axes."""
-    ids, mask = tokenizers.encode(
-        self._tokenizer, prompts, self.model.max_tokens
-    )
-    ids, mask = meshes.put_rows(self._mesh, (ids, mask))
-    return self._score(self.params, images, ids, mask)
+    return self._score(self.params, images, *self.encode(prompts))
+
+  def encode(self, prompts):
+    """Ids i32[B, L] and mask bool[B, L] on the mesh."""
+    text = tokenizers.encode(self._tokenizer, prompts, self.model.max_tokens)
+    return meshes.put_rows(self._mesh, text)
 
   def score(self, images, ids, mask):
     """The same mean, f32[B], as a function to differentiate in the images."""
@@ -86,7 +87,40 @@ class Pairwise(SpatialScore):
     return dataclasses.replace(signals, pair=pair)
 
 
-class Aspect(SpatialScore):
+class Headed(SpatialScore):
+  """A judge of two parts: a frozen backbone, and a head that may learn.
+
+  Attributes:
+    weights: of the head, as they were loaded or drawn.
+  """
+
+  def _prepare(self, model, backbone, weights, mesh):
+    super()._prepare(model, backbone, mesh)
+    self.weights = jax.device_put(weights, meshes.replicated(mesh))
+
+  def __call__(self, images, prompts, weights=None):
+    """Scores images under prompts; None is the head as it was at first."""
+    ids, mask = self.encode(prompts)
+    weights = self.weights if weights is None else weights
+    return self._score((self.params, weights), images, ids, mask)
+
+  def score(self, images, ids, mask, weights=None):
+    """The scalar, f32[B], as a function to differentiate in the images."""
+    weights = self.weights if weights is None else weights
+    return self._run((self.params, weights), images, ids, mask).scalar
+
+  def features(self, images, ids, mask):
+    """What the head reads of the backbone."""
+    return reward_heads.features(self.model, self.params, images, ids, mask)
+
+  def _run(self, params, images, ids, mask):
+    backbone, weights = params
+    images = jax.lax.with_sharding_constraint(images, self._rows)
+    seen = reward_heads.features(self.model, backbone, images, ids, mask)
+    return self.read(weights, seen)
+
+
+class Aspect(Headed):
   """One aspect of an image, as a head on the reward's backbone scores it.
 
   `scalar` is the score, or with the field `squash` its logistic, in (0, 1);
@@ -95,26 +129,91 @@ class Aspect(SpatialScore):
 
   def __init__(self, config, mesh, *, aspect):
     """Fields `weights` (of the heads), `reward` (their backbone), `squash`."""
-    model, *params = load_heads(config.weights, config.reward)
-    self._prepare(model, tuple(params), mesh)
+    self._prepare(*load_heads(config.weights, config.reward), mesh)
     self._index = reward_heads.ASPECTS.index(aspect)
     self._squash = config.squash
 
-  def score(self, images, ids, mask):
-    """The scalar, f32[B], as a function to differentiate in the images."""
-    return self._run(self.params, images, ids, mask).scalar
-
-  def _run(self, params, images, ids, mask):
-    backbone, heads = params
-    images = jax.lax.with_sharding_constraint(images, self._rows)
-    scores, flaws = reward_heads.judge(
-        self.model, backbone, heads, images, ids, mask
-    )
+  def read(self, weights, seen):
+    """Signals of what `features` saw."""
+    scores, flaws = reward_heads.read(self.model, weights, *seen)
     score = scores[:, self._index]
     return Signals(
         scalar=jax.nn.sigmoid(score) if self._squash else score,
         map=jax.nn.sigmoid(flaws),
     )
+
+
+class Adversarial(Headed):
+  """Does an image look like a trusted one of its prompt? It has to learn that.
+
+  Adv-GRPO (arXiv:2511.20256): 0.7 times the logit of the whole and 0.3 times
+  the mean of those of the patches, which are `map`, on a frozen encoder. Ours
+  is the reward's backbone, which reads the prompt as well.
+  """
+
+  def __init__(self, config, mesh):
+    """Fields `reward` (the backbone) and `seed` (of the untrained head)."""
+    model, backbone = load_reward(config.reward)
+    key = jax.random.key(config.seed)
+    weights = reward_heads.init_discriminator(model, key)
+    self._prepare(model, backbone, weights, mesh)
+
+  def read(self, weights, seen):
+    """Signals of what `features` saw."""
+    whole, patches = reward_heads.Discriminator().apply(
+        {"params": weights}, *seen
+    )
+    return Signals(
+        scalar=0.7 * whole + 0.3 * patches.mean(1),
+        map=reward_heads.on_grid(self.model, patches),
+    )
+
+
+class Patches(Headed):
+  """Quality of each place of an image and of a trusted one: for PatchDPO.
+
+  A place of the image is as good as it is unflawed, 1 - H with H the map of
+  flaws. A place of the trusted image is as good as the place of the image that
+  looks most like it, by the cosine of their features. The public code has the
+  cosine alone, of features trained to compare patches; ours know the prompt
+  and differ everywhere once an image is wrong, so the quality is the map's.
+  """
+
+  def __init__(self, config, mesh):
+    """Fields `weights` (of the heads) and `reward` (their backbone)."""
+    self._prepare(*load_heads(config.weights, config.reward), mesh)
+
+  def __call__(self, images, prompts, trusted):
+    """Compares images with `trusted`, both f32[B, S, S, 3]."""
+    ids, mask = self.encode(prompts)
+    params = self.params, self.weights
+    return self._score(params, images, ids, mask, trusted)
+
+  def _run(self, params, images, ids, mask, trusted):
+    backbone, weights = params
+    own, there = (
+        reward_heads.features(self.model, backbone, x, ids, mask)
+        for x in (images, trusted)
+    )
+    scores, flaws = reward_heads.read(self.model, weights, *own)
+    quality = 1.0 - jax.nn.sigmoid(flaws)
+    nearest = _most_alike(there[1], own[1])
+    flat = quality.reshape(len(nearest), -1)
+    return Signals(
+        scalar=scores[:, reward_heads.ASPECTS.index("relations")],
+        map=quality,
+        trusted_map=jnp.take_along_axis(flat, nearest, 1).reshape(
+            quality.shape
+        ),
+    )
+
+
+def _most_alike(one, other):
+  """i32[B, P]: for each row of `one` the row of `other`, f32[B, P, D] both."""
+  one, other = (
+      x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (one, other)
+  )
+  return jnp.argmax(jnp.einsum("bpd,bqd->bpq", one, other), -1)
 
 
 class Oracle:
@@ -212,6 +311,8 @@ def claims(judge, images, prompts, flips, batch):
 JUDGES = {
     "spatial_score": SpatialScore,
     "pairwise": Pairwise,
+    "adversarial": Adversarial,
+    "patches": Patches,
     "oracle": Oracle,
     "qwen_score": qwen.QwenScore,
     "remote": Remote,
@@ -223,4 +324,8 @@ JUDGES = {
 # Judges that do not take every prompt.
 PROMPT_CHECKS = {"qwen_score": qwen.check, "ocr": ocr.check}
 # Those with `score`, which can be differentiated in the images.
-SMOOTH = ("spatial_score", *reward_heads.ASPECTS)
+SMOOTH = ("spatial_score", "adversarial", *reward_heads.ASPECTS)
+# Those whose head can learn during a run, see `refresh`.
+LEARNING = ("adversarial", *reward_heads.ASPECTS)
+# Those called with a trusted image of each prompt besides.
+COMPARING = ("patches",)

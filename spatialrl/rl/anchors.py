@@ -1,6 +1,7 @@
 """What holds the policy near its reference: one non-negative number per image.
 
-Those of WEIGHT_ANCHORS look at the weights instead and give one number.
+Those of WEIGHT_ANCHORS look at the weights instead and give one number; those
+of VIEW_ANCHORS take (view, k, key), like an objective, and ask the network.
 
 `new` and `reference` are the same transition under the trained and the frozen
 policy. Squares are averaged over positions and channels, like the log-probs.
@@ -8,6 +9,10 @@ policy. Squares are averaged over positions and channels, like the log-probs.
 
 import jax
 import jax.numpy as jnp
+
+from spatialrl.rl import forward
+
+_REPLAY = 1  # keeps its noise apart from the objective's
 
 
 def _mean_square(a, b):
@@ -85,10 +90,35 @@ def weight_to_init(params, start):
   return sum(jax.tree.leaves(squares))
 
 
+def fm_replay(view, k, key, *, time_shift):
+  r"""Flow matching on trusted images: the loss of pretraining goes on.
+
+  $|v - (\epsilon - x^{trust}_0)|^2$ at a random time. SRUM's public code holds
+  the policy to a trusted image of the prompt, IterComp to pretraining data; a
+  trusted image here is a render of the prompt.
+
+  Args:
+    view: View, of a batch with `trusted`.
+    k: i32[], index of the visit.
+    key: PRNG key of the optimizer step.
+    time_shift: towards noise, see `forward.noised`.
+
+  Returns:
+    f32[B].
+  """
+  key = jax.random.fold_in(jax.random.fold_in(key, k), _REPLAY)
+  x_t, t, target = forward.noised(
+    view.batch.trusted, key, 0, draws=1, time_shift=time_shift
+  )
+  error = forward.flow_error(view.velocity(x_t, t), target)
+  return jnp.mean(error, (1, 2))
+
+
+VIEW_ANCHORS = {"fm_replay": fm_replay}
 WEIGHT_ANCHORS = {"weight_to_init": weight_to_init}
 # Those that compare transitions, not only velocities.
 PATH_ANCHORS = ("kl", "kl_published")
-ANCHORS = WEIGHT_ANCHORS | {
+ANCHORS = VIEW_ANCHORS | WEIGHT_ANCHORS | {
   "none": none,
   "kl": kl,
   "kl_published": kl_published,

@@ -106,6 +106,34 @@ def judge_map(trajectory, signals, *, judge, alpha, cap=4.0, invert=False):
   return _blend(seen[None], alpha, cap, uniform(trajectory, signals))
 
 
+def patch_quality(trajectory, signals, *, judge):
+  r"""PatchDPO: keep the own image where it is good, else learn the trusted one.
+
+  Weights $q_p$ of the own image and $1 - q_p^{trust}$ of the trusted one
+  (public code of PatchDPO); scaled to a common mean of 1 over both (ours), so
+  that quality decides which of the two is learned, not how much.
+
+  Args:
+    trajectory: unused.
+    signals: dict of records.Signals; that of `judge` has `map` and
+      `trusted_map`, f32[B, h, w], qualities in [0, 1].
+    judge: name of the judge.
+
+  Returns:
+    f32[2, B, h, w]: of the own image, of the trusted one.
+  """
+  del trajectory
+  found = signals.get(judge)
+  if found is None or found.trusted_map is None:
+    raise ValueError(
+      f"credit.judge is {judge!r}, which compares no trusted image; the judges"
+      f" are {sorted(signals)}."
+    )
+  weight = jnp.stack([found.map, 1.0 - found.trusted_map])
+  mean = jnp.mean(weight, (0, 2, 3), keepdims=True)
+  return jax.lax.stop_gradient(weight / jnp.maximum(mean, 1e-6))
+
+
 def _blend(seen, alpha, cap, ones):
   """(1 - alpha) + alpha M with M capped and of mean 1 over positions."""
   if alpha == 0:
@@ -122,4 +150,5 @@ CREDITS = {
   "reweight": reweight,
   "attention_map": attention_map,
   "judge_map": judge_map,
+  "patch_quality": patch_quality,
 }

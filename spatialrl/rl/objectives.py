@@ -110,6 +110,87 @@ def weighted_fm(view, k, key, *, draws, time_shift):
   return _advantage(batch, 0) * error, {"error": error}, _at(view, x_t, t, v)
 
 
+def patch_fm(view, k, key, *, draws, time_shift):
+  r"""PatchDPO (arXiv:2412.03177): regression on two images, place by place.
+
+  $L_i = \mathrm{mean}_p\,[w_p\,e_p(x_0) + w^{trust}_p\,e_p(x^{trust}_0)]$ with
+  e the flow-matching error and the weights those of the credit
+  `patch_quality`. No reference model, no logistic and no reward, as in the
+  public code; the images share noise and time (ours).
+
+  Args:
+    view: View, of a batch with `trusted`.
+    k: i32[], index of the draw.
+    key: PRNG key of the optimizer step.
+    draws: noisy copies of each image.
+    time_shift: towards noise, see `forward.noised`.
+
+  Returns:
+    As the module says.
+  """
+  batch = view.batch
+  seen, errors = [], []
+  images = (batch.trajectory.final, batch.trusted)
+  for x0, weight in zip(images, batch.weight, strict=True):
+    x_t, t, target = forward.noised(
+      x0, key, k, draws=draws, time_shift=time_shift
+    )
+    v = view.velocity(x_t, t)
+    seen.append((x_t, t, v))
+    errors.append(jnp.mean(weight * forward.flow_error(v, target), (1, 2)))
+  metrics = {"own_error": errors[0], "trusted_error": errors[1]}
+  return sum(errors), metrics, _at(view, *seen[0])
+
+
+def contrastive_fm(
+  view, k, key, *, draws, time_shift, scale, temperature, others
+):
+  r"""SoftREPA (arXiv:2503.08250): an image's error is lowest under its prompt.
+
+  $L_i = -\log \mathrm{softmax}_j\,(s\, e^{-E_{ij} / T})_i$ with $E_{ij}$ the
+  flow-matching error of trusted image i under prompt j, one noise and time for
+  all j. j runs over the image's own prompt, that prompt with one relation
+  flipped (ours; the paper's abstract has the prompts of the batch) and
+  `others` prompts of other groups. The public code learns s and T as well.
+
+  Args:
+    view: View, of a batch with `trusted` and `contrast`, groups contiguous.
+    k: i32[], index of the draw.
+    key: PRNG key of the optimizer step.
+    draws: noisy copies of each image.
+    time_shift: towards noise, see `forward.noised`.
+    scale: s > 0.
+    temperature: T > 0, in units of the error.
+    others: prompts of other groups, fewer than there are groups.
+
+  Returns:
+    As the module says; the share of images whose own prompt has the lowest
+    error is `retrieved`.
+  """
+  batch = view.batch
+  x_t, t, target = forward.noised(
+    batch.trusted, key, k, draws=draws, time_shift=time_shift,
+    group=jnp.zeros_like(batch.trajectory.group),
+  )
+  group = batch.trajectory.group
+  size = jnp.sum(group == group[0])
+  texts = [(), (batch.contrast,)]
+  for place in range(1, others + 1):
+    moved = jax.tree.map(
+      lambda a, n=place: jnp.roll(a, n * size, 0), batch.conditioning
+    )
+    texts.append((moved,))
+  fields = [view.velocity(x_t, t, text=text) for text in texts]
+  errors = jnp.stack(
+    [forward.flow_error(v, target).mean((1, 2)) for v in fields], 1
+  )
+  logits = scale * jnp.exp(-errors / temperature)
+  loss = -jax.nn.log_softmax(logits)[:, 0]
+  retrieved = (jnp.argmin(errors, 1) == 0).astype(jnp.float32)
+  metrics = {"retrieved": retrieved, "error": errors[:, 0]}
+  return loss, metrics, _at(view, x_t, t, fields[0])
+
+
 def dpo(view, k, key, *, draws, time_shift, beta, rank_weighted=False):
   r"""Diffusion-DPO over all pairs of a group, RankDPO with `rank_weighted`.
 
@@ -300,6 +381,8 @@ def _at_start(view, x, t):
 OBJECTIVES = {name: _on_path(entry) for name, entry in ppo.PPO.items()} | {
   "nft": nft,
   "weighted_fm": weighted_fm,
+  "patch_fm": patch_fm,
+  "contrastive_fm": contrastive_fm,
   "dpo": dpo,
   "d3po": d3po,
   "prdp": prdp,
@@ -313,9 +396,12 @@ DENSITY = (*ppo.PPO, "d3po", "prdp")
 # Those that differentiate the judge.
 DIFFERENTIABLE = ("reward_step", "reward_chain")
 # Network calls of a visit, an image and without the anchor's, where not 1;
-# those of `reward_chain` are its gradient_steps.
-CALLS = {"nft": 2, "dpo": 2, "d3po": 2, "prdp": 3}
+# those of `reward_chain` are its gradient_steps, those of `contrastive_fm` the
+# prompts it compares.
+CALLS = {"nft": 2, "patch_fm": 2, "dpo": 2, "d3po": 2, "prdp": 3}
 # Those that read a weight per position.
 WEIGHTED = (*ppo.PPO, "weighted_fm")
 # Those that compare images, which must then meet in one optimizer step.
-PAIRED = ("dpo", "d3po", "prdp")
+PAIRED = ("contrastive_fm", "dpo", "d3po", "prdp")
+# Those that look at images that are known to be right.
+TRUSTED = ("patch_fm", "contrastive_fm")

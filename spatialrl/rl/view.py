@@ -20,7 +20,8 @@ class View:
     Args:
       fields: dict from "new" (the policy being trained), "old" (the one that
         drew the images) and "reference" (the frozen base) to a closure
-        (x f32[M, h, w, C], t f32[M]) -> v.
+        (x f32[M, h, w, C], t f32[M]) -> v, with a Conditioning as third
+        argument where another text than the batch's is asked about.
       batch: UpdateBatch.
       transition: an entry of TRANSITIONS with its settings bound.
       log_prob: an entry of LOG_PROBS.
@@ -30,10 +31,13 @@ class View:
     self._fields, self._judge = fields, judge
     self._transition, self._log_prob = transition, log_prob
 
-  def velocity(self, x, t, who="new"):
-    """v at (x f32[M, h, w, C], t f32[M]); gradients for "new" alone."""
+  def velocity(self, x, t, who="new", text=()):
+    """v at (x f32[M, h, w, C], t f32[M]); gradients for "new" alone.
+
+    `text` is () for the batch's own, or (Conditioning of M prompts,).
+    """
     self.calls += 1
-    v = self._fields[who](x, t)
+    v = self._fields[who](x, t, *text)
     return v if who == "new" else jax.lax.stop_gradient(v)
 
   def step(self, k, who="new"):

@@ -3,14 +3,16 @@
 import jax
 
 from spatialrl.records import Signals
+from spatialrl.rewards import refresh
 from spatialrl.rewards.aggregate import weighted_sum
-from spatialrl.rewards.judges import SMOOTH
-from spatialrl.rl.anchors import PATH_ANCHORS, WEIGHT_ANCHORS
+from spatialrl.rewards.judges import COMPARING, LEARNING, SMOOTH
+from spatialrl.rl.anchors import PATH_ANCHORS, VIEW_ANCHORS, WEIGHT_ANCHORS
 from spatialrl.rl.objectives import (
     CALLS,
     DENSITY,
     DIFFERENTIABLE,
     PAIRED,
+    TRUSTED,
     WEIGHTED,
 )
 
@@ -46,9 +48,11 @@ def check(config):
       " does not visit; use velocity_mse.",
   )
   _refuse(
-      config.anchor.name in WEIGHT_ANCHORS and bool(config.lora.rank),
+      config.anchor.name in WEIGHT_ANCHORS
+      and bool(config.lora.rank or config.lora.get("soft_tokens", 0)),
       f"anchor.name is {config.anchor.name!r} and lora.rank"
-      f" {config.lora.rank}: adapters have no start to stay near; set rank 0.",
+      f" {config.lora.rank}, soft_tokens {config.lora.get('soft_tokens', 0)}:"
+      " adapters have no start to stay near; set both 0.",
   )
   _refuse(
       objective in DENSITY and not r.window,
@@ -155,6 +159,35 @@ def check(config):
         f" window ends at t = 0; set transition.name 'ode' and"
         f" rollout.window_range ({r.steps - r.window}, {r.steps}).",
     )
+  _refuse(
+      (objective == "patch_fm") != (config.credit.name == "patch_quality"),
+      f"objective.name is {objective!r} and credit.name"
+      f" {config.credit.name!r}: patch_fm and patch_quality need each other.",
+  )
+  _refuse(
+      config.credit.name == "patch_quality"
+      and config.credit.judge not in COMPARING,
+      f"credit.judge is {config.credit.get('judge')!r} and credit.name"
+      f" 'patch_quality': it needs a judge among {COMPARING}.",
+  )
+  _refuse(
+      objective == "contrastive_fm"
+      and not 0 <= config.objective.others < config.prompts.per_step,
+      f"objective.others is {config.objective.get('others')}; allowed are 0 to"
+      f" {config.prompts.per_step - 1}, the other prompts of prompts.per_step.",
+  )
+  _refuse(
+      objective == "contrastive_fm" and config.select.name != "all",
+      f"objective.name is 'contrastive_fm' and select.name"
+      f" {config.select.name!r}: it tells whole groups apart; use all.",
+  )
+  tokens = config.lora.get("soft_tokens", 0)
+  _refuse(
+      tokens < 0 or bool(tokens and config.lora.rank),
+      f"lora.soft_tokens is {tokens} and lora.rank {config.lora.rank}: train"
+      " one of the two, and 0 or more tokens.",
+  )
+  _check_refresh(config)
   if objective in DIFFERENTIABLE:
     _refuse(
         config.aggregate.name != "weighted_sum",
@@ -178,11 +211,53 @@ def check(config):
     )
 
 
+def _check_refresh(config):
+  """Refuses judges that cannot learn, or learn from no one."""
+  name, learning = config.refresh.name, refresh.learners(config)
+  for judge in learning:
+    _refuse(
+        judge not in config.rewards or judge not in LEARNING,
+        f"refresh.name is {name!r} and lets {judge!r} learn; allowed are the"
+        f" judges {sorted(set(LEARNING) & set(config.rewards))} of rewards.",
+    )
+  _refuse(
+      "adversarial" in config.rewards and name != "adversarial",
+      f"rewards has 'adversarial' and refresh.name is {name!r}: it starts"
+      " untrained; set refresh.name 'adversarial'.",
+  )
+  if name == "fixed":
+    return
+  for field in ("every", "steps"):
+    _refuse(
+        config.refresh[field] < 1,
+        f"refresh.{field} is {config.refresh[field]}; it must be at least 1.",
+    )
+  frozen = set(config.rewards) - set(learning)
+  for judge, expert in config.refresh.get("experts", {}).items():
+    _refuse(
+        expert not in frozen | {refresh.TRUSTED},
+        f"refresh.experts.{judge} is {expert!r}; allowed are"
+        f" {sorted(frozen | {refresh.TRUSTED})}.",
+    )
+
+
+def trusting(config):
+  """The slots that look at trusted images: list of (field, its value)."""
+  found = [
+      ("anchor.name", config.anchor.name, VIEW_ANCHORS),
+      ("objective.name", config.objective.name, TRUSTED),
+      ("refresh.name", config.refresh.name, set(refresh.REFRESHES) - {"fixed"}),
+      *(("rewards", name, COMPARING) for name in config.rewards),
+  ]
+  return [(field, name) for field, name, needing in found if name in needing]
+
+
 def differentiable(config, judges):
   """The reward inside the gradient, or None where no gradient needs it.
 
   Returns:
-    (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L]) -> f32[M].
+    (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L], learned) -> f32[M]
+    with learned as in `TrainState.judges`.
   """
   if config.objective.name not in DIFFERENTIABLE:
     return None
@@ -190,11 +265,12 @@ def differentiable(config, judges):
   caps = config.aggregate.get("caps") or {}
   caps = {name: cap for name, cap in caps.items() if name in weights}
 
-  def reward(images, ids, mask):
-    signals = {
-        name: Signals(scalar=judges[name].score(images, ids, mask))
-        for name in weights
-    }
+  def reward(images, ids, mask, learned):
+    signals = {}
+    for name in weights:
+      head = (learned[name]["weights"],) if name in learned else ()
+      scalar = judges[name].score(images, ids, mask, *head)
+      signals[name] = Signals(scalar=scalar)
     return weighted_sum(signals, weights=weights, caps=caps)
 
   return reward
@@ -217,8 +293,11 @@ def update_calls(config, rows):
   each = CALLS.get(name, 1)
   if name == "reward_chain":
     each = objective.gradient_steps
-  anchored = config.train.anchor_weight and name not in ("dpo", "d3po")
-  if anchored and config.anchor.name not in WEIGHT_ANCHORS:
+  elif name == "contrastive_fm":
+    each = 2 + objective.others
+  anchor, knows_reference = config.anchor.name, name in ("dpo", "d3po")
+  asks = anchor in VIEW_ANCHORS or not knows_reference
+  if config.train.anchor_weight and asks and anchor not in WEIGHT_ANCHORS:
     each += 1
   return rows * visits * each * (1 if config.rollout.guidance == 1 else 2)
 

@@ -17,6 +17,8 @@ from spatialrl.parallel import mesh as meshes
 from spatialrl.parallel import partition
 from spatialrl.records import UpdateBatch, map_rows
 from spatialrl.rewards.aggregate import AGGREGATORS
+from spatialrl.rewards.judges import COMPARING
+from spatialrl.rewards.refresh import REFRESHES, Refresh
 from spatialrl.rl import select as selection
 from spatialrl.rl.advantage import ADVANTAGES, initial_stats
 from spatialrl.rl.anchors import ANCHORS
@@ -24,6 +26,7 @@ from spatialrl.rl.credit import CREDITS
 from spatialrl.rl.ema import BEHAVIOURS
 from spatialrl.rl.objectives import DENSITY, OBJECTIVES, PREPARE
 from spatialrl.rl.select import SELECTORS
+from spatialrl.scenes import render
 from spatialrl.scenes.graph import PREDICATES
 from spatialrl.train import fit_slots
 from spatialrl.train.measures import Clock, reward_metrics
@@ -48,6 +51,7 @@ def slots(config):
       ("anchor", ANCHORS),
       ("schedule", SCHEDULES),
       ("behaviour", BEHAVIOURS),
+      ("refresh", REFRESHES),
   ):
     setattr(bound, name, bind(table, config[name], name))
   name, settings = config.objective.name, bound.objective.keywords
@@ -73,7 +77,9 @@ def kept_rows(config):
 class Loop:
   """The compiled programs of a run: rollout, prepare, update."""
 
-  def __init__(self, config, mesh, policy, judges, read=None):
+  def __init__(
+      self, config, mesh, policy, judges, read=None, trusted=None
+  ):
     """Binds what an iteration needs; nothing is compiled yet.
 
     Args:
@@ -83,8 +89,11 @@ class Loop:
       judges: dict from name to judge.
       read: reader of `data.prompts` for this policy; None for tokens of the
         embedded world.
+      trusted: as `worlds.World` has it; needed where `fit_slots.trusting` names
+        a slot.
     """
     self._config, self._policy = config, policy
+    self._trusted = trusted if fit_slots.trusting(config) else None
     self._read = read or Tokens(config.prompts.max_tokens)
     self._judges, self._mesh = judges, mesh
     self._slots = slots(config)
@@ -112,6 +121,8 @@ class Loop:
     self._update = jax.jit(
         placed_update, donate_argnums=1, compiler_options=options
     )
+    self._look_up = jax.jit(self._encode_trusted)
+    self._refresh = Refresh(config, self._slots.refresh, judges)
     blocks = config.rollout.attention_blocks
     self._words = tokenizers.word_table(
         tokenizers.load(), config.rollout.attention_words
@@ -141,6 +152,7 @@ class Loop:
     return init_state(
         trainable, self._optimizer, config.seed, stats,
         keeps_old=config.behaviour.name != "current",
+        judges=self._refresh.init(),
     )
 
   def iterate(
@@ -172,26 +184,60 @@ class Loop:
     )
     clock.lap("rollout")
     pause()
-    signals = {
-        name: judge(images, prompts) for name, judge in self._judges.items()
-    }
+    shown, *trusted = self._trust(base, prompts, step)
+    state, signals, learned = self._judge(
+        state, prompts, trajectory.group, images, shown, step
+    )
     jax.block_until_ready(signals)
     clock.lap("reward")
     pause()
     ids = text[0] if self._read.has_ids else None
     batch, stats, values = self._prepare(
-        trajectory, cond, ids, signals, labels, state.stats, state.key, step
+        trajectory, cond, ids, signals, labels, state.stats, state.key, step,
+        *trusted,
     )
     state = dataclasses.replace(state, stats=stats)
     state, metrics = jax.block_until_ready(self._update(base, state, batch))
     state = dataclasses.replace(state, step=state.step + 1)
     clock.lap("update")
-    values = jax.device_get(values | metrics)
+    values = jax.device_get(values | metrics | learned)
     values["rollout_calls"] = float(
         len(prompts) * config.rollout.steps * self._twins()
     )
     values["images_per_second"] = len(prompts) / clock.total()
     return state, values | clock.seconds
+
+  def _trust(self, base, prompts, step):
+    """Trusted images, their latents, and contradicting prompts, encoded."""
+    if self._trusted is None:
+      return None, None, None
+    images, contrasts = self._trusted(step, prompts)
+    images, text = meshes.put_rows(
+        self._mesh, (render.to_float(images), self._read(contrasts))
+    )
+    return images, *self._look_up(base, images, text)
+
+  def _encode_trusted(self, base, images, text):
+    latents = self._policy.to_latents(base, images)
+    return latents, self._policy.encode(base, *text)
+
+  def _judge(self, state, prompts, group, images, trusted, step):
+    """Signals of all judges; those who learn do so before they score."""
+    learners, signals, metrics = self._refresh.learners, {}, {}
+    for name, judge in self._judges.items():
+      if name not in learners:
+        beside = (trusted,) if name in COMPARING else ()
+        signals[name] = judge(images, prompts, *beside)
+    if self._refresh.due(step):
+      judges, metrics = self._refresh(
+          state.judges, prompts, group, images, trusted, signals
+      )
+      state = dataclasses.replace(state, judges=judges)
+    for name in learners:
+      signals[name] = self._judges[name](
+          images, prompts, state.judges[name]["weights"]
+      )
+    return state, signals, metrics
 
   def _twins(self):
     """Network calls an image: guidance asks for the empty prompt as well."""
@@ -209,7 +255,7 @@ class Loop:
     """Programs compiled so far, by phase; more than one is a bug."""
     counts = {n: p._cache_size() for n, p in self.programs().items()}
     judged = {n: judge.compilations() for n, judge in self._judges.items()}
-    return counts | judged
+    return counts | judged | self._refresh.compilations()
 
   def _roll(self, base, trainable, text, times, key, step, start):
     """Encodes the prompts and samples; see `rollout`."""
@@ -272,7 +318,10 @@ class Loop:
     )
     return chunked(latents, (), ())
 
-  def _select(self, trajectory, cond, ids, signals, labels, stats, key, step):
+  def _select(
+      self, trajectory, cond, ids, signals, labels, stats, key, step,
+      trusted=None, contrast=None,
+  ):
     """Signals to the batch of the update."""
     config, slot, group = self._config, self._slots, trajectory.group
     reward = slot.aggregate(signals)
@@ -297,6 +346,8 @@ class Loop:
         keep=keep,
         weight=slot.credit(trajectory, signals),
         visits=order,
+        trusted=trusted,
+        contrast=contrast,
     )
     rows = selection.compact(keep, kept_rows(config))
 

@@ -26,7 +26,9 @@ def run(config, workdir, mesh):
   check(config, mesh)
   run_ = Run(config, workdir)
   world = worlds.WORLDS[worlds.name_of(config)](config, workdir, mesh)
-  loop = loops.Loop(config, mesh, world.policy, world.judges, world.read)
+  loop = loops.Loop(
+      config, mesh, world.policy, world.judges, world.read, world.trusted
+  )
   base, prompts = world.params, world.prompts
   state = loop.init(base)
 

@@ -23,6 +23,8 @@ class TrainState:
     old: the weights that sample, where they are not `params`; else {}.
     key: PRNG key of the run; every use folds in the step and a purpose.
     stats: running statistics of the advantage, {} where it has none.
+    judges: what judges learn during the run, by name: {"weights", "opt_state"};
+      {} where none does.
   """
 
   step: jax.Array
@@ -33,6 +35,7 @@ class TrainState:
   old: dict
   key: jax.Array
   stats: dict
+  judges: dict
 
 
 def make_optimizer(config, updates):
@@ -67,7 +70,9 @@ def make_optimizer(config, updates):
   )
 
 
-def init_state(params, optimizer, seed, stats=None, keeps_old=False):
+def init_state(
+    params, optimizer, seed, stats=None, keeps_old=False, judges=None
+):
   """A TrainState at step 0; jit it to place the optimizer's state as well."""
   return TrainState(
       step=jnp.zeros((), jnp.int32),
@@ -78,4 +83,5 @@ def init_state(params, optimizer, seed, stats=None, keeps_old=False):
       old=jax.tree.map(jnp.copy, params) if keeps_old else {},
       key=jax.random.key(seed),
       stats=stats or {},
+      judges=judges or {},
   )

@@ -9,7 +9,7 @@ import optax
 from spatialrl.flow.rollout import guided
 from spatialrl.flow.transition import repeatable
 from spatialrl.records import map_rows
-from spatialrl.rl.anchors import WEIGHT_ANCHORS
+from spatialrl.rl.anchors import VIEW_ANCHORS, WEIGHT_ANCHORS
 from spatialrl.rl.ema import ema_update
 from spatialrl.rl.view import View
 
@@ -34,8 +34,8 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
       to that of the step; 0 for all), `anchor_weight`, `ema_decay`,
       `ema_every`.
     guidance: scale of classifier-free guidance.
-    judge: (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L]) -> f32[M],
-      for objectives that differentiate the reward.
+    judge: (images f32[M, S, S, 3], ids i32[M, L], mask bool[M, L], what the
+      judges have learned) -> f32[M], for objectives that differentiate it.
 
   Returns:
     (base, state, UpdateBatch) -> (state, dict of f32[]). Row r of the batch
@@ -45,8 +45,9 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
   draws = slots.objective.keywords.get("draws")
   anchor_entry = getattr(slots.anchor, "func", slots.anchor)
   weight_anchor = anchor_entry in WEIGHT_ANCHORS.values()
+  view_anchor = anchor_entry in VIEW_ANCHORS.values()
 
-  def look(trainable, base, old, batch):
+  def look(trainable, base, old, judges, batch):
     """The View of a batch, with gradients to `trainable` alone."""
     cond = batch.conditioning
     empty = policy.encode_empty(base, cond) if guidance != 1 else None
@@ -55,8 +56,11 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
       def velocity(x, t, c):
         return policy.velocity(base, weights, x, t, c)
 
-      closure = guided(velocity, cond, empty, guidance)
-      return closure if policy.remat else repeatable(closure)
+      def ask(x, t, text=cond):
+        closure = guided(velocity, text, empty, guidance)
+        return (closure if policy.remat else repeatable(closure))(x, t)
+
+      return ask
 
     fields = {"new": trainable, "old": old, "reference": None}
     return View(
@@ -65,18 +69,20 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
         transition=slots.transition,
         log_prob=slots.log_prob,
         judge=lambda latents: judge(
-            policy.decode(base, latents), batch.ids, cond.mask
+            policy.decode(base, latents), batch.ids, cond.mask, judges
         ),
     )
 
-  def visit_loss(trainable, base, old, batch, k, key):
+  def visit_loss(trainable, base, old, judges, batch, k, key):
     """Sum over images of the loss of one visit."""
-    view = look(trainable, base, old, batch)
+    view = look(trainable, base, old, judges, batch)
     loss, metrics, anchored = slots.objective(view, k, key)
     if config.anchor_weight and not weight_anchor:
-      new, reference = anchored()
-      reference = jax.lax.stop_gradient(reference)
-      anchor = slots.anchor(new, reference)
+      if view_anchor:
+        anchor = slots.anchor(view, k, key)
+      else:
+        new, reference = anchored()
+        anchor = slots.anchor(new, jax.lax.stop_gradient(reference))
       loss = loss + config.anchor_weight * anchor
       metrics |= {"anchor": anchor}
     # A padding row has no say, not even through the anchor.
@@ -94,7 +100,7 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
     visits = batch.visits if draws is None else jnp.arange(draws)
     prepared = 0
     if slots.prepare is not None:
-      view = look(state.params, base, old, batch)
+      view = look(state.params, base, old, state.judges, batch)
       batch = dataclasses.replace(batch, advantage=slots.prepare(view))
       prepared = view.calls * (1 if guidance == 1 else 2)
 
@@ -103,7 +109,7 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
 
       def visit(total, k):
         (loss, metrics), grads = jax.value_and_grad(visit_loss, has_aux=True)(
-            state.params, base, old, part, k, key
+            state.params, base, old, state.judges, part, k, key
         )
         return jax.tree.map(jnp.add, total, (loss, grads)), metrics
 

@@ -11,7 +11,7 @@ from spatialrl.models.build import load_policy
 from spatialrl.parallel import partition
 from spatialrl.rewards.judges import check_prompts, make_judges
 from spatialrl.rl.advantage import MEMORY
-from spatialrl.train import backbone, finish, finish_images
+from spatialrl.train import backbone, finish, finish_images, fit_slots
 from spatialrl.train.configs import world_of
 
 
@@ -26,6 +26,9 @@ class World:
     prompts: list of str to train on.
     read: reader of `data.prompts` for the policy.
     evaluation: with `quick` and `full`.
+    trusted: (step, list of B str) -> (u8[B, S, S, 3], images that satisfy the
+      prompts; list of B str, prompts that contradict them); None where no such
+      images are known.
     summarise: (state, began, compilations, pause) -> dict, ends the run.
   """
 
@@ -36,6 +39,7 @@ class World:
   read: Callable
   evaluation: Any
   summarise: Callable
+  trusted: Callable | None = None
 
 
 def scenes_world(config, workdir, mesh):
@@ -58,6 +62,9 @@ def scenes_world(config, workdir, mesh):
       evaluation=evaluation,
       summarise=functools.partial(
           finish.summarise, config, workdir, evaluation, params
+      ),
+      trusted=functools.partial(
+          scenes.renders, config.seed, size=policy.size
       ),
   )
 
@@ -111,6 +118,11 @@ def name_of(config):
           "advantage.name",
           MEMORY.get(config.advantage.name) == "task" and config.advantage.name,
           "its tasks are relations of the embedded world; choose another",
+      ),
+      *(
+          (field, value, "renders of a prompt are known in the embedded world"
+           " alone; choose another")
+          for field, value in fit_slots.trusting(config)
       ),
   ):
     if wrong:

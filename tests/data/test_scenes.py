@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from spatialrl.data import positions, scenes
+from spatialrl.evals import relations
 from spatialrl.scenes import grammar, perturb, render, sample
 from spatialrl.scenes import graph as graphs
 from spatialrl.scenes import layout as layouts
@@ -311,3 +312,23 @@ def test_contradicted_counts_relations_of_the_prompt():
     )
     assert perturb.contradicted(aligned, other) == made.contradicted[i]
   assert len(set(made.contradicted.tolist())) > 1
+
+
+def test_renders_satisfy_their_prompts_and_the_flips_do_not():
+  prompts = scenes.prompts(5, 12, relations=(1, 2))
+  images, flips = scenes.renders(5, 3, prompts, size=32)
+  for texts, right in ((prompts, True), (flips, False)):
+    judged = relations.verdicts(texts, images)
+    assert all(v.all_relations == right for _, _, v in judged)
+    assert all(v.object_recall == 1 for _, _, v in judged)
+  again, _ = scenes.renders(5, 3, prompts, size=32)
+  np.testing.assert_array_equal(images, again)
+  other, _ = scenes.renders(5, 4, prompts, size=32)
+  assert (images != other).any((1, 2, 3)).all()
+
+
+def test_a_prompt_without_a_layout_is_named():
+  thing = "a red circle", "a blue square"
+  prompt = "{0} left of {1}, {1} left of {0}".format(*thing)
+  with pytest.raises(ValueError, match="red circle left of a blue"):
+    scenes.renders(5, 3, [prompt], size=32)

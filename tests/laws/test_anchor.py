@@ -13,8 +13,10 @@ from spatialrl.rl import anchors
 
 B, H, C = 5, 4, 3
 T, T_NEXT, A = 0.8, 0.65, 0.7
-# Those that compare transitions; the others compare weights.
-STEPWISE = [n for n in anchors.ANCHORS if n not in anchors.WEIGHT_ANCHORS]
+# Those that compare transitions; the others compare weights or ask a view.
+STEPWISE = sorted(
+  set(anchors.ANCHORS) - set(anchors.WEIGHT_ANCHORS) - set(anchors.VIEW_ANCHORS)
+)
 PULLING = sorted(set(STEPWISE) - {"none"})
 
 

@@ -30,6 +30,7 @@ def trajectory(rng):
 OPTIONS = {
   "attention_map": {"alpha": 0.7},
   "judge_map": {"judge": "boxes", "alpha": 0.7},
+  "patch_quality": {"judge": "patches"},
 }
 
 
@@ -37,6 +38,10 @@ def signals(rng):
   return {
     "score": records.Signals(scalar=jnp.arange(B, dtype=jnp.float32)),
     "boxes": records.Signals(map=jnp.asarray(rng.random((B, H, H)))),
+    "patches": records.Signals(
+      map=jnp.asarray(rng.random((B, H, H)), jnp.float32),
+      trusted_map=jnp.asarray(rng.random((B, H, H)), jnp.float32),
+    ),
   }
 
 
@@ -48,7 +53,8 @@ def entry(name, **override):
 @pytest.mark.parametrize("name", credit.CREDITS)
 def test_credit_has_mean_one(name, rng):
   weight = entry(name)(trajectory(rng), signals(rng))
-  assert weight.shape == (W, B, H, H) and weight.dtype == jnp.float32
+  maps = 2 if name == "patch_quality" else W  # of the own and the trusted image
+  assert weight.shape == (maps, B, H, H) and weight.dtype == jnp.float32
   assert np.all(np.asarray(weight) >= 0)
   np.testing.assert_allclose(jnp.mean(weight, (0, 2, 3)), 1.0, rtol=1e-6)
 
@@ -99,11 +105,24 @@ def test_an_inverted_map_spares_what_the_judge_marks(rng):
   assert np.all(np.diff(np.asarray(weight)[0, 0].ravel()[order]) <= 0)
 
 
+def test_the_worse_an_image_the_more_the_trusted_one_counts(rng):
+  quality = jnp.asarray([1.0, 0.7, 0.3, 0.0])[:, None, None]
+  quality = jnp.broadcast_to(quality, (B, H, H))
+  patches = records.Signals(map=quality, trusted_map=quality)
+  weight = credit.patch_quality(
+    trajectory(rng), {"patches": patches}, judge="patches"
+  )
+  np.testing.assert_allclose(weight[0], 2 * quality, atol=1e-5)
+  np.testing.assert_allclose(weight[1], 2 - 2 * quality, atol=1e-5)
+
+
 def test_a_map_that_is_not_there_is_named(rng):
   path = dataclasses.replace(trajectory(rng), attention=None)
   with pytest.raises(ValueError, match="rollout.attention_blocks"):
     credit.attention_map(path, {}, alpha=0.5)
   with pytest.raises(ValueError, match="credit.judge is 'score'.*no map"):
     credit.judge_map(path, signals(rng), judge="score", alpha=0.5)
+  with pytest.raises(ValueError, match="credit.judge is 'boxes'.*trusted"):
+    credit.patch_quality(path, signals(rng), judge="boxes")
   with pytest.raises(ValueError, match="credit.control is 'mean'"):
     credit.attention_map(trajectory(rng), {}, alpha=0.5, control="mean")

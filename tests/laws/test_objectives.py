@@ -11,7 +11,7 @@ import pytest
 from spatialrl.flow import rollout as rollouts
 from spatialrl.flow import schedules, transition
 from spatialrl.records import Conditioning, UpdateBatch
-from spatialrl.rl import forward, objectives, pairwise
+from spatialrl.rl import anchors, forward, objectives, pairwise
 from spatialrl.rl.view import View
 
 M, H, C, STEPS = 8, 2, 3, 4
@@ -22,7 +22,11 @@ TARGET = jax.random.normal(jax.random.key(8), (H, H, C))
 
 
 def field(weights):
-  return lambda x, t: jnp.tanh(x @ weights) * (1 + t[:, None, None, None])
+  def velocity(x, t, text=None):
+    v = jnp.tanh(x @ weights) * (1 + t[:, None, None, None])
+    return v if text is None else v + text.pooled[:, None, None]
+
+  return velocity
 
 
 def judge(latents):
@@ -74,6 +78,15 @@ def look(weights, batch, step=CPS, old=BASE):
     log_prob=transition.gaussian_log_prob,
     judge=judge,
   )
+
+
+def trusting(batch, contrast=0.0):
+  """The batch beside images that are right, and prompts that are not."""
+  text = dataclasses.replace(
+    batch.conditioning, pooled=jnp.full((M, C), contrast)
+  )
+  trusted = jnp.roll(batch.trajectory.final, 1, 0)
+  return dataclasses.replace(batch, trusted=trusted, contrast=text)
 
 
 def value(name, weights, batch, k=0, **settings):
@@ -141,6 +154,98 @@ def test_weighted_fm_with_unit_weights_is_flow_matching(noisy):
   want = jnp.mean(jnp.square(field(MOVED)(x_t, t) - target))
   got = value("weighted_fm", MOVED, batch, 1, **DRAWS)
   np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_patches_are_learned_from_the_image_that_weighs_them(noisy):
+  ones = jnp.ones((M, H, H))
+  batch = dataclasses.replace(
+    trusting(noisy), weight=jnp.stack([ones, 0 * ones])
+  )
+  own = value("patch_fm", MOVED, batch, 1, **DRAWS)
+  plain = _advantage(batch, jnp.ones(M))
+  want = value("weighted_fm", MOVED, plain, 1, **DRAWS)
+  np.testing.assert_allclose(own, want, rtol=1e-6)
+  swapped = dataclasses.replace(batch, weight=batch.weight[::-1])
+  final = dataclasses.replace(batch.trajectory, final=batch.trusted)
+  want = value(
+    "weighted_fm", MOVED, dataclasses.replace(plain, trajectory=final), 1,
+    **DRAWS,
+  )
+  np.testing.assert_allclose(
+    value("patch_fm", MOVED, swapped, 1, **DRAWS), want, rtol=1e-6
+  )
+
+
+CONTRAST = DRAWS | {"scale": 5.0, "temperature": 1.0}
+
+
+def test_texts_that_say_the_same_cannot_be_told_apart(noisy):
+  loss = value("contrastive_fm", MOVED, trusting(noisy), others=1, **CONTRAST)
+  np.testing.assert_allclose(loss, np.log(3), rtol=1e-5)
+
+
+def test_the_contrast_is_a_cross_entropy_at_one_noise(noisy):
+  batch = trusting(noisy, contrast=0.7)
+  x_t, t, target = forward.noised(
+    batch.trusted, jax.random.key(3), 0, group=jnp.zeros(M, jnp.int32), **DRAWS
+  )
+  assert len(np.unique(t)) == 1
+  np.testing.assert_allclose(
+    x_t - (1 - t[:, None, None, None]) * batch.trusted,
+    jnp.broadcast_to((x_t - (1 - t[0]) * batch.trusted)[:1], x_t.shape),
+    atol=1e-5,
+  )
+  own, other = (
+    np.square(v - target).mean((1, 2, 3))
+    for v in (field(MOVED)(x_t, t), field(MOVED)(x_t, t) + 0.7)
+  )
+  logits = 5.0 * np.exp(-np.stack([own, other], 1))
+  want = np.log(np.exp(logits).sum(1)) - logits[:, 0]
+  got = value("contrastive_fm", MOVED, batch, others=0, **CONTRAST)
+  np.testing.assert_allclose(got, want.mean(), rtol=1e-5)
+
+
+def test_other_prompts_are_those_of_other_groups(noisy):
+  batch = trusting(noisy)
+  pooled = jnp.where(GROUP[:, None] == 0, 1.0, -1.0) * jnp.ones((M, C))
+  batch = dataclasses.replace(
+    batch, conditioning=dataclasses.replace(batch.conditioning, pooled=pooled)
+  )
+  view, seen = look(MOVED, batch), []
+  ask = view.velocity
+
+  def spy(x, t, who="new", text=()):
+    seen.append(text)
+    return ask(x, t, who, text)
+
+  view.velocity = spy
+  objectives.contrastive_fm(
+    view, 0, jax.random.key(3), others=1, **CONTRAST
+  )
+  (moved,) = seen[2]
+  np.testing.assert_array_equal(moved.pooled, -pooled)
+
+
+def test_replay_is_flow_matching_on_trusted_images(noisy):
+  """Its minimum over constant fields is where the trusted images are."""
+  batch, key = trusting(noisy), jax.random.key(3)
+  got = anchors.fm_replay(look(MOVED, batch), 0, key, time_shift=3.0)
+  again = anchors.fm_replay(look(MOVED, batch), 1, key, time_shift=3.0)
+  assert got.shape == (M,) and np.all(np.asarray(got) > 0)
+  assert np.abs(got - again).min() > 1e-4  # every visit has noise of its own
+  x0 = batch.trusted
+
+  def exact(x, t):  # knows the images, hence the noise in x
+    t = t[:, None, None, None]
+    return (x - x0) / t
+
+  view = View({"new": exact}, batch, transition=CPS, log_prob=None)
+  np.testing.assert_allclose(
+    anchors.fm_replay(view, 0, key, time_shift=3.0), 0.0, atol=1e-6
+  )
+  other = dataclasses.replace(batch, trusted=x0 + 1.0)
+  view = View({"new": exact}, other, transition=CPS, log_prob=None)
+  assert anchors.fm_replay(view, 0, key, time_shift=3.0).min() > 0.5
 
 
 def test_draws_spread_over_time(noisy):

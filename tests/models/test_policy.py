@@ -128,3 +128,26 @@ def test_sizes_survive_json_without_the_adapters():
 def test_sizes_that_cannot_work_are_refused(change, words):
   with pytest.raises(ValueError, match=words):
     dataclasses.replace(POLICY, **change)
+
+
+def test_soft_tokens_are_text_and_nothing_else_is_trained(params, cond):
+  soft = dataclasses.replace(POLICY, soft_tokens=2)
+  tokens = soft.init_trainable(jax.random.key(0), params)
+  assert jax.tree.map(jnp.shape, tokens) == {"tokens": (2, 16)}
+  t, run = np.float32([0.9, 0.5, 0.2]), velocity(soft)
+  out = run(params, tokens, X, t, cond)
+  assert out.shape == X.shape
+  # The states of two words, put before the prompt by hand, say the same.
+  words = jnp.broadcast_to(tokens["tokens"], (3, 2, 16))
+  by_hand = dataclasses.replace(
+    cond,
+    text=jnp.concatenate([words, cond.text], 1),
+    mask=np.pad(MASK, ((0, 0), (2, 0)), constant_values=True),
+  )
+  np.testing.assert_allclose(
+    out, run(params, None, X, t, by_hand), rtol=1e-5, atol=1e-5
+  )
+  base = run(params, None, X, t, cond)
+  plain = velocity(POLICY)(params, None, X, t, cond)
+  np.testing.assert_array_equal(base, plain)
+  assert np.abs(out - base).max() > 1e-3

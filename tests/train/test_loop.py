@@ -1,6 +1,7 @@
 """The online loop around a network of one matrix: bits, programs, counts."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
+from spatialrl.data import scenes
 from spatialrl.records import Conditioning, Signals
 from spatialrl.train import fit_slots, online
 from spatialrl.train import loop as loops
@@ -64,22 +66,39 @@ class Linear:
     del base
     return latents.reshape(-1, 16, 16, 3)
 
+  def to_latents(self, base, images):
+    del base
+    return images.reshape(-1, *self.latent_shape)
+
 
 class Brightness:
-  """A judge that likes bright images."""
+  """A judge that likes bright images, the more the larger its one weight."""
 
-  def __call__(self, images, prompts):
+  weights = {"gain": np.float32(1)}
+
+  def __call__(self, images, prompts, beside=None):
     del prompts
-    score = images.mean((1, 2, 3))
+    # What it has learned, or the trusted images of a judge that compares.
+    weights = beside if isinstance(beside, dict) else self.weights
+    return self.read(weights, images)
+
+  def encode(self, prompts):
+    return np.zeros((2, len(prompts), 6), np.int32)
+
+  def features(self, images, ids, mask):
+    del ids, mask
+    return images
+
+  def read(self, weights, images):
+    score = weights["gain"] * images.mean((1, 2, 3))
     groups = score.reshape(2, -1)
     wins = (groups[:, :, None] > groups[:, None]).astype(jnp.float32)
-    return Signals(
-      scalar=score, pair=wins, map=jnp.abs(images[:, ::8, ::8].mean(-1))
-    )
+    places = jnp.abs(images[:, ::8, ::8].mean(-1))
+    return Signals(scalar=score, pair=wins, map=places, trusted_map=places / 2)
 
-  def score(self, images, ids, mask):
+  def score(self, images, ids, mask, weights=None):
     del ids, mask
-    return images.mean((1, 2, 3))
+    return self.read(weights or self.weights, images).scalar
 
   def compilations(self):
     return 1
@@ -88,7 +107,8 @@ class Brightness:
 def iterate(config, mesh, iterations):
   """(Loop, final state, first window step and metrics of each iteration)."""
   judges = {name: Brightness() for name in config.aggregate.weights}
-  loop = loops.Loop(config, mesh, Linear(), judges)
+  trusted = functools.partial(scenes.renders, 0, size=16)
+  loop = loops.Loop(config, mesh, Linear(), judges, trusted=trusted)
   base = Linear().init()
   state, rows = loop.init(base), []
   prompts = ["a red circle left of a blue square"] * 4
@@ -100,6 +120,18 @@ def iterate(config, mesh, iterations):
     )
     rows.append({"start": start} | values)
   return loop, state, rows
+
+
+def test_the_reward_inside_the_gradient_is_the_one_that_was_learned():
+  config = config_dict.ConfigDict({
+    "objective": {"name": "reward_step"},
+    "aggregate": {"weights": {"brightness": 2.0}},
+  })
+  reward = fit_slots.differentiable(config, {"brightness": Brightness()})
+  images = jnp.ones((8, 16, 16, 3))
+  learned = {"brightness": {"weights": {"gain": jnp.float32(3)}}}
+  np.testing.assert_allclose(reward(images, None, None, {}), 2.0)
+  np.testing.assert_allclose(reward(images, None, None, learned), 6.0)
 
 
 @pytest.fixture
@@ -205,6 +237,28 @@ def test_star_with_alpha_zero_is_uniform_credit_to_the_bit(mesh):
      ("rewards.pairwise.group is 3", "rollout.group 4")),
     ("star", {"aggregate.name": "win_rate"}, ("win_rate", "judge of pairs")),
     ("diffusion_nft", {"credit.name": "attention_map"}, ("credit.name",)),
+    ("patch_dpo", {"credit.name": "uniform"}, ("'patch_fm'", "'uniform'")),
+    ("patch_dpo", {"credit.judge": "spatial_score"}, ("credit.judge", "patch")),
+    ("soft_repa", {"objective.others": 2}, ("others is 2", "0 to 1")),
+    ("soft_repa", {"select.name": "nonzero_std"}, ("contrastive_fm", "all")),
+    ("soft_repa", {"lora.rank": 4}, ("soft_tokens is 4", "lora.rank 4")),
+    ("adv_grpo", {"refresh.name": "fixed"}, ("adversarial", "'fixed'")),
+    ("adv_grpo", {"refresh.steps": 0}, ("refresh.steps is 0",)),
+    (
+      "iter_comp",
+      {"refresh.experts": {"relations": "things"}, "refresh.every": 0},
+      ("refresh.every is 0",),
+    ),
+    (
+      "iter_comp",
+      {"refresh.experts": {"relations": "quality", "quality": "trusted"}},
+      ("experts.relations is 'quality'", "'spatial_score'"),
+    ),
+    (
+      "iter_comp",
+      {"refresh.experts": {"spatial_score": "trusted"}},
+      ("lets 'spatial_score' learn", "'relations'"),
+    ),
   ],
 )
 def test_slots_that_do_not_fit_are_named_in_a_sentence(
