@@ -59,6 +59,8 @@ _DIFFUSION = (
 
 _SCENES = (
     *_COUNTERS,
+    (r"judges/.+", P()),  # heads, a hundredth of the backbone
+    (r"(.*/)?tokens", P()),
     *_AUTOENCODER,
     *_VECTORS,
     *_ADAPTERS,
