@@ -73,7 +73,7 @@ def test_two_processes_give_what_one_device_gives(one_process, tmp_path):
   check_same(found, one_process["1"])
 
 
-def test_a_run_of_the_fixture_moved_its_weights(one_process):
+def test_the_runs_compared_are_alive(one_process):
   rewards = one_process["1"]["reward"]
   assert rewards.std() > 0.1 and (one_process["1"]["grad_norm"] > 1e-2).all()
 
@@ -102,3 +102,10 @@ def test_processes_with_other_configs_all_say_where(tmp_path):
       "config.rollout.group is 8 in process 0 and 9 in process 1; start all"
       " processes with the same command.\n"
     )
+
+
+@pytest.mark.parametrize("script", ["_resume.py", "_gradient.py"])
+def test_on_eight_devices_as_on_one(tmp_path, script):
+  process = start(8, tmp_path, script=_HERE / script)
+  _, err = process.communicate(timeout=600)
+  assert process.returncode == 0, err[-3000:]
