@@ -6,6 +6,7 @@ how images and prompts are read.
 """
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -21,6 +22,7 @@ from spatialrl.models.lora import LoRAConfig
 from spatialrl.models.spatial_score import SpatialScoreConfig
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
+from spatialrl.rewards.batches import in_batches
 
 _KEY = "spatial_score"  # of the metadata in a file of the trained part
 
@@ -126,16 +128,9 @@ class QwenScore:
 
   def __call__(self, images, prompts):
     """Signals of images f32[B, S, S, 3] in [-1, 1] under B prompts."""
-    total = len(prompts)
-    batch, tokens = self._batch or total, self._reader.tokens(prompts)
-    parts = []
-    for start in range(0, total, batch):
-      # The last call is filled up, so that one program serves all.
-      rows = np.arange(start, start + batch) % total
-      part = [x[rows] for x in tokens]
-      part = jax.device_put((part, images[rows]), self._rows)
-      parts.append(self._score(self._params, *part))
-    return jax.tree.map(lambda *x: jnp.concatenate(x)[:total], *parts)
+    score = functools.partial(self._score, self._params)
+    inputs = self._reader.tokens(prompts), images
+    return in_batches(score, inputs, self._batch, self._rows)
 
   def compilations(self):
     """How many programs were compiled; 1 for a steady batch shape."""
