@@ -30,7 +30,6 @@ EXTRAS = {
   "cuda": ["jax[cuda]"],  # JAX's own choice among its CUDA builds
   "parity": ["torch==2.13.0", "diffusers>=0.42.1,<0.43", "peft>=0.21.2,<0.22"],
   "ocr": ["rapidocr-onnxruntime>=1.4.4,<2", "onnxruntime>=1.31"],
-  "wandb": ["wandb>=0.31"],
   "dev": [
     "pytest>=9.2,<10",
     "pytest-xdist>=3.8,<4",

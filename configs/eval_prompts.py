@@ -34,7 +34,6 @@ def get_config(arg=""):
   c.trained = ""  # trained.safetensors of a run whose adapters `lora` says
   c.prompts = {"file": "geneval/evaluation_metadata.jsonl"}
   c.text.cache += "_eval"
-  c.text.too_long = "cut"
   c.eval.images = 2 if arg == "tiny" else 4
   for field in ("every", "prompts", "quick_prompts"):  # of training
     del c.eval[field]

@@ -42,6 +42,7 @@ def get_config(arg=""):
       # Images a network call, 0 for all. As many as in an optimizer step make
       # the first ratio exactly 1.
       "chunk": 36,
+      "decode_chunk": 0,  # images decoded at a time, 0 for all
       "window": 3,  # stochastic steps, the ones that are trained
       "window_range": (0, 4),
       "window_moves": "random",
@@ -95,7 +96,7 @@ def get_config(arg=""):
       "pairs": 2000,
       "batch": 128,
       "steps": 8,
-      "shift": 3.0,
+      "schedule": {"name": "shifted", "shift": 3.0},
       "guidance": 1.0,
       "max_tokens": 6,
   }

@@ -64,7 +64,7 @@ def get_config(arg=""):
       "prompts": 128,
       "batch": 128,
       "steps": 10,
-      "shift": 3.0,
+      "schedule": {"name": "shifted", "shift": 3.0},
       "guidance": 1.0,
       "max_tokens": 6,
   }

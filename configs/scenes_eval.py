@@ -31,7 +31,7 @@ def get_config(arg=""):
       "pairs": 2000,
       "batch": 128,
       "steps": 8,
-      "shift": 3.0,
+      "schedule": {"name": "shifted", "shift": 3.0},
       "guidance": 1.0,
       "max_tokens": 6,
   }

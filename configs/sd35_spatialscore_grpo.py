@@ -40,7 +40,7 @@ def get_config(arg=""):
       "t5_tokens": 256,
       "dtype": "bfloat16",
       "batch": 8,
-      "too_long": "refuse",  # or "cut"
+      "too_long": "cut",  # by each encoder, as diffusers does, or "refuse"
   }
   c.lora = {
       "rank": 32,

@@ -103,7 +103,11 @@ PIECES = {
   "adapters": (
     _matmul, _matmul, _STATES, *[(WIDTH, RANK), (RANK, WIDTH)] * 4,
   ),
-  "attention": (attend, _attend_torch, *[_SPLIT] * 3),
+  "attention": (
+    functools.partial(attend, implementation="auto"),
+    _attend_torch,
+    *[_SPLIT] * 3,
+  ),
   "GELU": (
     functools.partial(nn.gelu, approximate=True),
     functools.partial(functional.gelu, approximate="tanh"),

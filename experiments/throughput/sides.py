@@ -98,7 +98,7 @@ def to_ours(network):
     fold=coder.factor,
     prediction="velocity",
     # Torch stores its activations as well.
-    mmdit=dataclasses.replace(whole.sizes, remat=False),
+    mmdit=dataclasses.replace(whole.sizes, remat=False, attention="auto"),
     text=TextEncoderConfig(vocabulary=1),  # not called
     autoencoder=coder,
     lora=config,

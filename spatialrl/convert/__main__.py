@@ -4,6 +4,7 @@ import argparse
 import collections
 import pathlib
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -172,8 +173,12 @@ def _count(tensors):
 
 
 def _read_arrays(file):
-  with np.load(file) as arrays:
-    return dict(arrays)
+  try:
+    # Opened here, for numpy leaves a file open that it cannot read.
+    with open(file, "rb") as opened, np.load(opened) as arrays:
+      return dict(arrays)
+  except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{file} is broken or no NPZ file of arrays.") from error
 
 
 def _parser():

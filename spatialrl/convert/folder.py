@@ -189,11 +189,14 @@ def open_model(path, kind=None):
 
 
 def read_json(path):
-  """The content of a JSON file; ValueError naming it if it is none."""
+  """The object in a JSON file; ValueError naming the file if it has none."""
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path} is not JSON ({error}).") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} is a {type(content).__name__}, not an object.")
+  return content
 
 
 def _pipeline(path):

@@ -147,7 +147,7 @@ def open_tensors(folder):
 def _open_shards(index):
   try:
     places = json.loads(index.read_text())["weight_map"]
-  except (ValueError, KeyError) as error:
+  except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
       f"{index} cannot be read: it must be JSON with a 'weight_map'."
     ) from error

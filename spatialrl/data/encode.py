@@ -28,8 +28,8 @@ _TOKENIZERS = {
     "t5": ("T5TokenizerFast", (("tokenizer.json",),)),
 }
 _WEIGHTS = (".safetensors", ".bin")
-_DTYPES = ("bfloat16", "float32")
-_TOO_LONG = ("refuse", "cut")
+DTYPES = ("bfloat16", "float32")
+TOO_LONG = ("refuse", "cut")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,8 @@ def load_tokenizer(folder, kind):
 
   name, choices = _TOKENIZERS[kind]
   folder = pathlib.Path(folder)
-  if not any(all((folder / f).is_file() for f in files) for files in choices):
+  there = {path.name for path in folder.glob("*") if path.stat().st_size}
+  if not any(there.issuperset(files) for files in choices):
     needed = " or ".join(" and ".join(files) for files in choices)
     raise ValueError(
         f"tokenizer folder {str(folder)!r} is not complete; a {kind} tokenizer"
@@ -106,9 +107,9 @@ def token_ids(tokenizer, prompts, max_tokens, *, too_long="refuse"):
   Raises:
     ValueError: for too long a prompt, unless they are cut.
   """
-  if too_long not in _TOO_LONG:
+  if too_long not in TOO_LONG:
     raise ValueError(
-        f"too_long is {too_long!r}; allowed are {list(_TOO_LONG)}."
+        f"too_long is {too_long!r}; allowed are {list(TOO_LONG)}."
     )
   # Not verbose: lengths are judged here.
   whole = tokenizer(list(prompts), verbose=False)["input_ids"]
@@ -199,6 +200,7 @@ def encode_prompts(
     batch=8,
     shard=256,
     too_long="refuse",
+    track=iter,
 ):
   """Adds the prompts that are not yet in a cache folder to it.
 
@@ -215,6 +217,7 @@ def encode_prompts(
     batch: B, prompts encoded at a time.
     shard: N, prompts a file.
     too_long: see `token_ids`.
+    track: passes on what it is given to go through, a bar for instance.
 
   Returns:
     (number of prompts encoded now, list of Cut over all prompts and encoders).
@@ -225,7 +228,7 @@ def encode_prompts(
   """
   for name, value, allowed in (
       ("join", join, sorted(JOINS)),
-      ("dtype", dtype, list(_DTYPES)),
+      ("dtype", dtype, list(DTYPES)),
   ):
     if value not in allowed:
       raise ValueError(f"{name} is {value!r}; allowed are {allowed}.")
@@ -235,6 +238,12 @@ def encode_prompts(
       "dtype": dtype,
       "max_tokens": [encoder.max_tokens for encoder in encoders],
   }
+  for name, least, value in (
+      ("batch", 1, batch),
+      *(("max_tokens", 2, encoder.max_tokens) for encoder in encoders),
+  ):
+    if value < least:
+      raise ValueError(f"{name} is {value}; it must be at least {least}.")
   cache = Writer(folder, settings)
   prompts = list(dict.fromkeys(prompts))
   ids, cut = [], []
@@ -256,15 +265,30 @@ def encode_prompts(
     return [x[: len(rows)].astype(jnp.dtype(dtype)) for x in joined]
 
   new = [i for i, prompt in enumerate(prompts) if prompt not in cache]
-  for start in range(0, len(new), shard):
-    rows = new[start : start + shard]
-    parts = [
-        encode(rows[i : i + batch]) for i in range(0, len(rows), batch)
-    ]
-    text, pooled = map(np.concatenate, zip(*parts, strict=True))
-    cache.add([prompts[i] for i in rows], text, pooled)
-    logging.info("encoded %d of %d prompts", start + len(rows), len(new))
+  shards = [new[i : i + shard] for i in range(0, len(new), shard)]
+  starts = [(s, i) for s in shards for i in range(0, len(s), batch)]
+  parts = []
+  for rows, start in track(starts):
+    parts.append(encode(rows[start : start + batch]))
+    if start + batch >= len(rows):
+      text, pooled = map(np.concatenate, zip(*parts, strict=True))
+      cache.add([prompts[i] for i in rows], text, pooled)
+      parts = []
   return len(new), cut
+
+
+def report_cuts(cuts):
+  """Logs what encoders did not read, a line for each length, with an example.
+
+  Args:
+    cuts: list of Cut.
+  """
+  for tokens in sorted({cut.max_tokens for cut in cuts}):
+    found = [cut for cut in cuts if cut.max_tokens == tokens]
+    logging.warning(
+        "an encoder of %d tokens cuts %d prompts; off %r it cuts %r",
+        tokens, len(found), found[0].prompt, found[0].removed,
+    )
 
 
 JOINS = {"sd3": join_sd3, "flux": join_flux}

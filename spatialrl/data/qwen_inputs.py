@@ -54,14 +54,19 @@ def load_tokenizer(folder):
     transformers.PreTrainedTokenizerFast.
 
   Raises:
-    ValueError: if the file is missing, or knows no image token.
+    ValueError: if the file is missing, broken, or knows no image token.
   """
   import transformers  # slow to import
 
   path = pathlib.Path(folder) / "tokenizer.json"
   if not path.is_file():
     raise ValueError(f"tokenizer file {str(path)!r} does not exist.")
-  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+  try:
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+  except Exception as error:  # what tokenizers raises is of no narrower class
+    raise ValueError(
+        f"tokenizer file {str(path)!r} cannot be read ({error})."
+    ) from error
   if IMAGE_TOKEN not in tokenizer.get_added_vocab():
     raise ValueError(f"tokenizer file {str(path)!r} has no {IMAGE_TOKEN!r}.")
   return tokenizer

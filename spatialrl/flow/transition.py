@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from spatialrl import records
+from spatialrl.models.attention import KEPT
 
 
 def _check(name, value, high=math.inf):
@@ -236,9 +237,9 @@ def repeatable(velocity):
 
   As in `fenced`, what the backward pass wants of a GELU or a norm changes how
   the forward pass is fused. Here the backward pass recomputes everything but
-  matmuls, so nothing is shared. No matmul runs twice, but all their outputs
-  are kept: do not wrap a network that rematerialises its layers to save just
-  that memory.
+  matmuls and tiled attention, so nothing is shared. No matmul runs twice, but
+  all their outputs are kept: do not wrap a network that rematerialises its
+  layers to save just that memory.
 
   Args:
     velocity: closure (x f32[B, h, w, C], t f32[B]) -> v.
@@ -246,7 +247,11 @@ def repeatable(velocity):
   Returns:
     The same closure, for `evaluate_step` under a gradient.
   """
-  return jax.checkpoint(velocity, policy=jax.checkpoint_policies.dots_saveable)
+  policies = jax.checkpoint_policies
+  policy = policies.save_from_both_policies(
+    policies.dots_saveable, policies.save_only_these_names(KEPT)
+  )
+  return jax.checkpoint(velocity, policy=policy)
 
 
 def propose(velocity, x, t, t_next, *, transition):

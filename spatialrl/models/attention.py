@@ -4,10 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
-_BEST = {"cpu": "xla", "gpu": "fused", "tpu": "splash"}
+KEPT = "attended"  # name of outputs for `jax.checkpoint`, see `_tiled`
+_BEST = {"cpu": "tiled", "gpu": "fused", "tpu": "splash"}
 _LANES = 128  # lengths of splash attention's blocks are multiples of it
 
 
@@ -42,7 +44,7 @@ def attend(
   """
   check_implementation(implementation)
   if implementation == "auto":
-    implementation = _BEST[_platform()]
+    implementation = _best()
   if scale is None:
     scale = query.shape[-1] ** -0.5
   run = IMPLEMENTATIONS[implementation]
@@ -53,6 +55,13 @@ def check_implementation(name):
   """Raises ValueError unless `attend` knows the implementation."""
   if name not in ALLOWED:
     raise ValueError(f"attention is {name!r}; allowed are {ALLOWED}.")
+
+
+def _best():
+  """Name of the implementation for the devices in use."""
+  best = _BEST[_platform()]
+  devices = jax.sharding.get_abstract_mesh().size
+  return "xla" if best == "tiled" and devices > 1 else best
 
 
 def _platform():
@@ -79,6 +88,40 @@ def _xla(query, key, value, mask, bias, scale):
     logits = jnp.where(_over_heads(mask), logits, -1e9)
   weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
   return jnp.einsum("bhnm,bmhd->bnhd", weights, value)
+
+
+def _tiled(query, key, value, mask, bias, scale):
+  """Image by image, heads before tokens as XLA wants them on a CPU."""
+  groups = query.shape[2] // key.shape[2]
+  key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
+  heads = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+  mask = None if mask is None else _over_heads(mask)
+  out = jax.lax.map(
+      lambda parts: _tile(scale, *parts, bias), (*heads, mask)
+  )
+  # A gradient that recomputes elementwise work shall not run the loop again.
+  return checkpoint_name(out.transpose(0, 2, 1, 3), KEPT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tile(scale, query, key, value, mask, bias):
+  """Attention of one image: [H, N, d], [H, M, d], [H, M, d] -> [H, N, d]."""
+  logits = jnp.einsum("hnd,hmd->hnm", query, key).astype(jnp.float32) * scale
+  if bias is not None:
+    logits = logits + bias
+  if mask is not None:
+    logits = jnp.where(mask, logits, -1e9)
+  weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+  return jnp.einsum("hnm,hmd->hnd", weights, value)
+
+
+# What the backward pass needs of the logits is computed anew, not kept.
+_tile.defvjp(
+    lambda scale, *parts: (_tile(scale, *parts), parts),
+    lambda scale, parts, g: jax.vjp(
+        functools.partial(_tile.fun, scale), *parts
+    )[1](g),
+)
 
 
 def _fused(query, key, value, mask, bias, scale):
@@ -196,5 +239,7 @@ def word_map(query, key, mask, words):
   return jnp.where(scale > 0, largest / jnp.maximum(scale, 1e-12), 1.0)
 
 
-IMPLEMENTATIONS = {"xla": _xla, "fused": _fused, "splash": _splash}
+IMPLEMENTATIONS = {
+    "xla": _xla, "tiled": _tiled, "fused": _fused, "splash": _splash
+}
 ALLOWED = (*IMPLEMENTATIONS, "auto")

@@ -18,8 +18,8 @@ from spatialrl.models.build import load_heads, load_reward
 from spatialrl.parallel import distributed, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
-from spatialrl.rewards import ocr, qwen
-from spatialrl.rewards.external import owned
+from spatialrl.rewards import clip, ocr, qwen
+from spatialrl.rewards.external import External, owned
 from spatialrl.rewards.remote import Remote
 
 
@@ -264,6 +264,13 @@ def make_judges(config, mesh):
   return {name: JUDGES[name](config[name], mesh) for name in config}
 
 
+def close_judges(judges):
+  """Ends the workers of those judges that have any."""
+  for judge in judges.values():
+    if isinstance(judge, External):
+      judge.close()
+
+
 def check_prompts(config, prompts):
   """Refuses prompts that a judge could not score, before any is made.
 
@@ -320,9 +327,13 @@ JUDGES = {
 } | {
     aspect: functools.partial(Aspect, aspect=aspect)
     for aspect in reward_heads.ASPECTS
+} | {
+    name: functools.partial(clip.ClipJudge, name=name) for name in clip.SCORES
 }
 # Judges that do not take every prompt.
-PROMPT_CHECKS = {"qwen_score": qwen.check, "ocr": ocr.check}
+PROMPT_CHECKS = {"qwen_score": qwen.check, "ocr": ocr.check} | {
+    name: functools.partial(clip.check, name=name) for name in clip.SCORES
+}
 # Those with `score`, which can be differentiated in the images.
 SMOOTH = ("spatial_score", "adversarial", *reward_heads.ASPECTS)
 # Those whose head can learn during a run, see `refresh`.

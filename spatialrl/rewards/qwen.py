@@ -23,6 +23,7 @@ from spatialrl.models.spatial_score import SpatialScoreConfig
 from spatialrl.parallel import distributed, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
+from spatialrl.rewards.batches import in_batches
 
 _KEY = "spatial_score"  # of the metadata in a file of the trained part
 
@@ -137,16 +138,9 @@ class QwenScore:
 
   def __call__(self, images, prompts):
     """Signals of images f32[B, S, S, 3] in [-1, 1] under B prompts."""
-    total = len(prompts)
-    batch, tokens = self._batch or total, self._reader.tokens(prompts)
-    parts = []
-    for start in range(0, total, batch):
-      # The last call is filled up, so that one program serves all.
-      rows = np.arange(start, start + batch) % total
-      part = [x[rows] for x in tokens]
-      part = meshes.put_rows(self._mesh, (part, images[rows]))
-      parts.append(self._score(self._params, *part))
-    return jax.tree.map(lambda *x: jnp.concatenate(x)[:total], *parts)
+    score = functools.partial(self._score, self._params)
+    inputs = self._reader.tokens(prompts), images
+    return in_batches(score, inputs, self._batch, self._mesh)
 
   def compilations(self):
     """How many programs were compiled; 1 for a steady batch shape."""

@@ -6,11 +6,11 @@ import functools
 import pathlib
 
 import jax
-from absl import logging
 
 from spatialrl.convert import folder, stream
 from spatialrl.data import encode
 from spatialrl.data.prompts import States
+from spatialrl.io.progress import progress
 from spatialrl.models import clip, t5
 from spatialrl.models.diffusion import DiffusionPolicy
 from spatialrl.models.lora import LoRAConfig
@@ -58,12 +58,7 @@ def load(config, mesh, prompts):
   """
   model, root = config.model, pathlib.Path(config.model.folder).expanduser()
   transformer = folder.open_model(root / "transformer")
-  kind = transformer.model.kind
-  if kind not in _ENCODERS:
-    raise ValueError(
-        f"{root / 'transformer'} holds {transformer.model.class_name}; allowed"
-        f" are transformers of {sorted(_ENCODERS)}."
-    )
+  kind = kind_of(transformer)
   coder = folder.open_model(root / "vae", "vae")
   policy = make_policy(config, transformer.sizes, coder.sizes)
   with distributed.in_turn():
@@ -110,6 +105,17 @@ def make_policy(config, network, autoencoder):
   )
 
 
+def kind_of(transformer):
+  """"sd3" or "flux"; ValueError for another `convert.folder.Whole`."""
+  model = transformer.model
+  if model.kind not in _ENCODERS:
+    raise ValueError(
+        f"{model.path} holds {model.class_name}; allowed are transformers of"
+        f" {sorted(_ENCODERS)}."
+    )
+  return model.kind
+
+
 def encode_prompts(root, kind, config, prompts):
   """Brings the cache of text states up to date; see `encode.encode_prompts`.
 
@@ -119,6 +125,9 @@ def encode_prompts(root, kind, config, prompts):
     config: fields `cache` (a folder), `t5_tokens`, `dtype` (of encoders and
       cache), `batch`, `too_long`.
     prompts: list of str.
+
+  Returns:
+    How many of them the cache lacked.
   """
   encoders, folders = [], []
   for name, suffix in zip(_ENCODERS[kind], ("", "_2", "_3"), strict=False):
@@ -132,7 +141,7 @@ def encode_prompts(root, kind, config, prompts):
             _Lazy(_APPLY[name], whole, config.dtype),
         )
     )
-  _, cut = encode.encode_prompts(
+  new, cut = encode.encode_prompts(
       config.cache,
       prompts,
       encoders,
@@ -141,11 +150,10 @@ def encode_prompts(root, kind, config, prompts):
       dtype=config.dtype,
       batch=config.batch,
       too_long=config.too_long,
+      track=lambda starts: progress(starts, "encode prompts"),
   )
-  for prompt, tokens, removed in cut:
-    logging.warning(
-        "an encoder of %d tokens cut %r off %r", tokens, removed, prompt
-    )
+  encode.report_cuts(cut)
+  return new
 
 
 class _Lazy:

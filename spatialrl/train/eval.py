@@ -5,13 +5,16 @@ import time
 from spatialrl.io.workdir import prepare, write_json
 from spatialrl.models.build import load_policy, load_trained
 from spatialrl.parallel import partition
-from spatialrl.rewards.judges import make_judges
-from spatialrl.train import reports
+from spatialrl.rewards.judges import close_judges, make_judges
+from spatialrl.train import eval_images, reports
+from spatialrl.train.configs import world_of
 from spatialrl.train.finish import Evaluation
 
 
 def run(config, workdir, mesh):
   """Writes `summary.json`, `report.html` and its gallery in the workdir."""
+  if world_of(config) == "images":
+    return eval_images.run(config, workdir, mesh)
   began = time.perf_counter()
   policy, params = load_policy(config.init, config.lora)
   trained = load_trained(config.trained, policy, params)
@@ -19,7 +22,10 @@ def run(config, workdir, mesh):
   params, trained = partition.place(mesh, policy.family, (params, trained))
   judges = make_judges(config.rewards, mesh)
   evaluation = Evaluation(config, mesh, policy, judges)
-  numbers, images, judged = evaluation.full(params, trained)
+  try:
+    numbers, images, judged = evaluation.full(params, trained)
+  finally:
+    close_judges(judges)
   summary = {
       "final": numbers,
       "reward_pair_accuracy": evaluation.pair_accuracy(),

@@ -16,12 +16,13 @@ from spatialrl.io.metrics import read_metrics
 from spatialrl.io.report import FOLDER, Section, write_report
 from spatialrl.io.workdir import write_json
 from spatialrl.parallel import distributed
-from spatialrl.rewards.aggregate import weighted_sum
+from spatialrl.records import Signals
+from spatialrl.rewards.aggregate import AGGREGATORS
 from spatialrl.train import finish, reports
 from spatialrl.train.sampling import Sampler
+from spatialrl.train.slots import bind
 
 _SEED = 1 << 21  # of evaluation noise, as in `finish`
-_HELD_OUT = ("Held-out prompts", {"held_out_reward": "mean reward"})
 
 
 class Evaluation:
@@ -31,32 +32,39 @@ class Evaluation:
     """Prepares sampling.
 
     Args:
-      config: fields `aggregate` and `eval` (`images` of each prompt,
-        `quick_prompts`, and what `Sampler` needs).
+      config: fields `eval` (`images` of each prompt, `quick_prompts` for
+        `quick`, and what `Sampler` needs) and, where one trains, `aggregate`.
       mesh: the mesh in use.
       policy: DiffusionPolicy.
       read: reader of `data.prompts` for it.
       judges: dict of judges.
       prompts: list of N held-out str.
     """
-    finish.check_quick(config.eval)
     self._config, self._judges = config, judges
     self._prompts = prompts
     self._sampler = Sampler(policy, read, mesh, config.eval)
 
   def quick(self, base, trainable, pause=lambda: None):
-    """The mean reward on the first prompts, one image each."""
+    """The mean of each score on the first prompts, one image each."""
     prompts = self._prompts[: self._config.eval.quick_prompts]
     numbers, _, _ = self._measure(base, trainable, prompts, pause)
-    return {"held_out_reward": numbers["reward"]}
+    return {
+        f"held_out_{name}": value
+        for name, value in numbers.items()
+        if name != "failed_scores"
+    }
 
   def full(self, base, trainable, pause=lambda: None):
     """Everything, on all prompts.
 
     Returns:
-      (dict of floats: `reward`, the mean of the weighted sum that trains, one
-      mean a judge under its name, and `failed_scores`; images u8[M, S, S, 3];
-      rewards f32[M]).
+      (dict of floats: one mean a judge under its name, `reward`, the mean of
+      the weighted sum if it is what trains, for the other aggregates have no
+      zero or unit beyond a batch, and `failed_scores`; images u8[M, S, S, 3];
+      dict of f32[M] by score, -inf where it failed).
+
+    Raises:
+      ValueError: if a judge scored no image.
     """
     return self._measure(base, trainable, self.repeated(), pause)
 
@@ -75,20 +83,24 @@ class Evaluation:
       parts.append({
           name: judge(pixels, chosen) for name, judge in self._judges.items()
       })
-    a = self._config.aggregate
-    rewards = np.concatenate([
-        weighted_sum(part, weights=a.weights, caps=a.get("caps"))
-        for part in parts
-    ])[: len(prompts)]
-    scored = np.isfinite(rewards)
-    if not scored.any():
-      raise ValueError(f"none of {len(prompts)} held-out images was scored.")
-    numbers = {"reward": rewards[scored].mean()}
-    for name in self._judges:
-      scores = np.concatenate([part[name].scalar for part in parts])
-      numbers[name] = scores[: len(prompts)][scored].mean()
-    numbers["failed_scores"] = (~scored).sum()
-    return {n: float(value) for n, value in numbers.items()}, images, rewards
+    aggregate = self._config.get("aggregate")
+    if aggregate and aggregate.name == "weighted_sum":
+      total = bind(AGGREGATORS, aggregate, "aggregate")
+      parts = [{"reward": Signals(scalar=total(p))} | p for p in parts]
+    scores = {
+        name: np.concatenate([part[name].scalar for part in parts])
+        for name in parts[0]
+    }
+    scores = {name: values[: len(prompts)] for name, values in scores.items()}
+    numbers, failed = {}, np.zeros(len(prompts), bool)
+    for name, values in scores.items():
+      scored = np.isfinite(values)
+      if not scored.any():
+        raise ValueError(f"{name} scored none of {len(prompts)} images.")
+      numbers[name] = float(values[scored].mean())
+      failed |= ~scored
+    numbers["failed_scores"] = float(failed.sum())
+    return numbers, images, scores
 
 
 def summarise(
@@ -139,14 +151,21 @@ def summarise(
 def _report(workdir, summary, prompts, before, after):
   """Numbers, curves, and the same prompts and noise before and after."""
   folder = workdir / FOLDER
-  panels = reports.panels(_HELD_OUT)
+  (_, first, was), (_, second, now) = before, after
+  held_out = {f"held_out_{name}": name for name in now}
+  panels = reports.panels(("Held-out prompts, means", held_out))
   plots.curves(folder / "curves.png", read_metrics(workdir), panels)
   picked = reports.spread(prompts)
-  (_, first, was), (_, second, now) = before, after
   plots.gallery(
       folder / "before_after.png",
       {"base": first[picked], "trained": second[picked]},
-      [f"{prompts[i]}\nreward {was[i]:.2f}, then {now[i]:.2f}" for i in picked],
+      [
+          "\n".join([
+              prompts[i],
+              *(f"{n} {was[n][i]:.2f}, then {now[n][i]:.2f}" for n in now),
+          ])
+          for i in picked
+      ],
       {},
   )
   write_report(

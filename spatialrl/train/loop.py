@@ -310,7 +310,7 @@ class Loop:
 
   def _decode(self, base, latents):
     """Images of latents, `rollout.decode_chunk` at a time where it is set."""
-    rows = self._config.rollout.get("decode_chunk", 0)
+    rows = self._config.rollout.decode_chunk
     if not rows:
       return self._policy.decode(base, latents)
     chunked = rollouts.in_chunks(

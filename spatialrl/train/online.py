@@ -9,6 +9,7 @@ from spatialrl.flow import rollout as rollouts
 from spatialrl.flow.transition import LOG_PROBS
 from spatialrl.parallel import distributed
 from spatialrl.parallel import mesh as meshes
+from spatialrl.rewards.judges import close_judges
 from spatialrl.rl.advantage import MEMORY
 from spatialrl.rl.objectives import DENSITY
 from spatialrl.scenes import grammar
@@ -26,6 +27,14 @@ def run(config, workdir, mesh):
   check(config, mesh)
   run_ = Run(config, workdir)
   world = worlds.WORLDS[worlds.name_of(config)](config, workdir, mesh)
+  try:
+    return _train(config, mesh, run_, world, began)
+  finally:
+    close_judges(world.judges)
+
+
+def _train(config, mesh, run_, world, began):
+  """Iterates to the end; returns the summary."""
   loop = loops.Loop(
       config, mesh, world.policy, world.judges, world.read, world.trusted
   )
@@ -89,19 +98,13 @@ def check(config, mesh):
       r.last_step, density=config.objective.name in DENSITY,
   )
   fit_slots.check(config)
-  if r.chunk and p.per_step * r.group % r.chunk:
-    raise ValueError(
-        f"rollout.chunk is {r.chunk}; it must divide the"
-        f" {p.per_step * r.group} images of an iteration, or be 0."
-    )
-  meshes.check_divides(mesh, "rollout.chunk", r.chunk)
-  decoded = r.get("decode_chunk", 0)
-  if decoded and p.per_step * r.group % decoded:
-    raise ValueError(
-        f"rollout.decode_chunk is {decoded}; it must divide the"
-        f" {p.per_step * r.group} images of an iteration, or be 0."
-    )
-  meshes.check_divides(mesh, "rollout.decode_chunk", decoded)
+  for field in ("chunk", "decode_chunk"):
+    if r[field] and p.per_step * r.group % r[field]:
+      raise ValueError(
+          f"rollout.{field} is {r[field]}; it must divide the"
+          f" {p.per_step * r.group} images of an iteration, or be 0."
+      )
+    meshes.check_divides(mesh, f"rollout.{field}", r[field])
   rows = loops.kept_rows(config)
   if rows % config.train.updates:
     raise ValueError(

@@ -22,18 +22,13 @@ class Sampler:
       policy: Policy or DiffusionPolicy.
       read: reader of `data.prompts` for it.
       mesh: the mesh in use.
-      config: fields `steps`, `guidance`, `batch`, and `schedule`, a slot, or
-        `shift` for the schedule "shifted".
+      config: fields `steps`, `guidance`, `batch` and `schedule`, a slot.
     """
     self._policy, self._read = policy, read
     self._mesh, self._config = mesh, config
     meshes.check_divides(mesh, "eval.batch", config.batch)
-    if "schedule" in config:
-      self._times = bind(SCHEDULES, config.schedule, "eval.schedule")(
-          config.steps
-      )
-    else:
-      self._times = SCHEDULES["shifted"](config.steps, shift=config.shift)
+    schedule = bind(SCHEDULES, config.schedule, "eval.schedule")
+    self._times = schedule(config.steps)
     self._sample = jax.jit(self._run, out_shardings=meshes.replicated(mesh))
 
   def __call__(

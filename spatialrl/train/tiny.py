@@ -19,7 +19,7 @@ from spatialrl.models import spatial_score
 from spatialrl.models.lora import LoRAConfig
 from spatialrl.models.spatial_score import SpatialScoreConfig
 from spatialrl.parallel.mesh import one_device
-from spatialrl.rewards import qwen
+from spatialrl.rewards import clip, qwen
 
 PIXELS = 16  # a side of the images of the policy
 READING = qwen.Reading(pixels=56, max_tokens=224)
@@ -41,6 +41,7 @@ _CLIP = {
     "max_position_embeddings": 77,
     "eos_token_id": 513,
 }
+_TOWER = tuple(_CLIP)[:7]  # what the image tower has as well
 _T5 = {
     "architectures": ["T5EncoderModel"],
     "d_model": 16,
@@ -162,12 +163,16 @@ def prepare(config, workdir):
     config.prompts.file = str(_write_prompts(root / "prompts.txt"))
   if config.job == "online":
     config.prompts.held_out = str(_write_prompts(root / "held_out.jsonl"))
-    base = write_qwen(root / "qwen")
-    config.rewards.qwen_score.update({
-        "folder": str(base),
-        "weights": str(write_trained(root / "trained.safetensors", base)),
-    })
-  elif config.job == "reward":
+  for name in config.get("rewards", ()):
+    if name in clip.SCORES:
+      config.rewards[name].folder = str(write_clip(root / "clip"))
+    elif name == "qwen_score":
+      base = write_qwen(root / "qwen")
+      config.rewards.qwen_score.update({
+          "folder": str(base),
+          "weights": str(write_trained(root / "trained.safetensors", base)),
+      })
+  if config.job == "reward":
     config.base = str(write_qwen(root / "qwen"))
     config.data.update({
         "folder": str(root / "images"),
@@ -199,7 +204,7 @@ def write_model(path, fields, seed=0):
     else:  # scales about 1, biases about 0
       value = 0.1 * rng.normal(size=entry.shape)
       value = value + entry.path.endswith("scale")
-    tensors[entry.name] = value.astype(np.float32)
+    tensors[entry.name] = np.asarray(value, np.float32)
   diffusers = "_class_name" in fields
   stem = "diffusion_pytorch_model" if diffusers else "model"
   save_file(tensors, path / f"{stem}.safetensors", {"format": "pt"})
@@ -221,6 +226,19 @@ def write_pipeline(path, family):
     write_model(path / f"text_encoder{suffix}", fields, seed=i)
     write = _write_t5_tokenizer if fields is _T5 else _write_clip_tokenizer
     write(path / f"tokenizer{suffix}")
+  return path
+
+
+def write_clip(path):
+  """Writes a CLIP of both towers with a tokenizer that spells."""
+  sizes = {"image_size": 8, "patch_size": 4}
+  write_model(path, {
+      "architectures": ["CLIPModel"],
+      "projection_dim": _CLIP["projection_dim"],
+      "text_config": _CLIP,
+      "vision_config": {k: _CLIP[k] for k in _TOWER} | sizes,
+  })
+  _write_clip_tokenizer(path)
   return path
 
 

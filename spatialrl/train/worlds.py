@@ -72,6 +72,7 @@ def scenes_world(config, workdir, mesh):
 def images_world(config, workdir, mesh):
   """Downloaded weights, prompts of a file, the reward itself as the measure."""
   p = config.prompts
+  finish.check_quick(config.eval)
   prompts = read_prompts(p.file, p.count)
   held_out = read_prompts(p.held_out, config.eval.prompts)
   seen = sorted(set(prompts) & set(held_out))

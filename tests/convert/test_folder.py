@@ -90,6 +90,9 @@ def test_what_is_no_folder_of_weights(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config\.json is not JSON"):
     folder.recognise(tmp_path)
+  (tmp_path / "config.json").write_text("[]")
+  with pytest.raises(ValueError, match=r"config\.json is a list, not an obj"):
+    folder.recognise(tmp_path)
 
 
 def test_a_folder_without_weights_or_with_two(write, tensors):

@@ -172,3 +172,12 @@ def test_a_lora_whose_base_is_not_there(adapter, capsys):
 def test_errors_are_one_sentence(tmp_path, capsys):
   assert run("inspect", tmp_path / "absent") == 1
   assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_file_of_outputs_that_is_cut_short_is_named(base, tmp_path, capsys):
+  file = tmp_path / "io.npz"
+  np.savez(file, x=np.ones(100))
+  for broken in (file.read_bytes()[:200], b"no arrays"):
+    file.write_bytes(broken)
+    assert run("check", base, "--io", file) == 1
+    assert "io.npz is broken or no NPZ" in capsys.readouterr().err

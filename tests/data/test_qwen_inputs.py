@@ -178,6 +178,9 @@ def test_a_prompt_with_a_special_token_is_an_error(tokenizer):
 def test_a_folder_without_the_tokenizer_is_named(tmp_path):
   with pytest.raises(ValueError, match="tokenizer.json' does not exist"):
     qwen_inputs.load_tokenizer(tmp_path)
+  (tmp_path / "tokenizer.json").write_text('{"model": ')
+  with pytest.raises(ValueError, match=r"tokenizer\.json' cannot be read"):
+    qwen_inputs.load_tokenizer(tmp_path)
   made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
   made.save(str(tmp_path / "tokenizer.json"))
   with pytest.raises(ValueError, match="has no '<.image_pad.>'"):

@@ -1,5 +1,6 @@
 """The jobs on real backbones, end to end on tiny random weights."""
 
+import csv
 import json
 import pathlib
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spatialrl import encode
 from spatialrl.convert import folder, lora
 from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
+from spatialrl.train import eval as eval_job
 from spatialrl.train import online, reward, sample, tiny, worlds
 from spatialrl.train.configs import load_config
 
@@ -23,24 +26,29 @@ def config_of(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "unused"),
+    ("name", "layers", "unused", "aggregate"),
     [
-        ("sd35_spatialscore_grpo", 27, {_UNREAD}),
-        ("flux_spatialscore_grpo", 18, set()),
+        ("sd35_spatialscore_grpo", 27, {_UNREAD}, "weighted_sum"),
+        ("flux_spatialscore_grpo", 18, set(), "hierarchical"),
     ],
 )
-def test_a_run_ends_with_a_lora_folder(name, layers, unused, mesh, tmp_path):
+def test_a_run_ends_with_a_lora_folder(
+    name, layers, unused, aggregate, mesh, tmp_path
+):
   config = config_of(name)
   config.steps = 1
   config.eval.every = 1
+  config.aggregate.name = aggregate
+  absolute = aggregate == "weighted_sum"
   summary = online.run(config, tmp_path, mesh)
   (row,) = read_metrics(tmp_path)
-  assert np.isfinite([row["reward"], row["held_out_reward"]]).all()
+  assert np.isfinite([row["reward"], row["held_out_qwen_score"]]).all()
+  assert ("held_out_reward" in row) == absolute
   assert row["ratio_first_deviation"] == 0.0 and row["grad_norm"] > 0
   assert set(summary["compilations"].values()) == {1}
   saved = json.loads((tmp_path / "summary.json").read_text())
   for side in ("base", "final"):
-    assert saved[side]["reward"] == saved[side]["qwen_score"]
+    assert saved[side].get("reward", 0) == absolute * saved[side]["qwen_score"]
     assert saved[side]["failed_scores"] == 0
   assert saved["base"] != saved["final"]
   page = (tmp_path / "report.html").read_text()
@@ -91,6 +99,23 @@ def test_images_of_a_prompt_file_as_geneval_wants_them(mesh, tmp_path):
       assert now.size == (16, 16)
     assert file.read_bytes() == before[file]
   assert {f: f.stat().st_mtime_ns for f in stamps} == stamps
+
+
+def test_a_prompt_file_is_scored_by_all_judges(mesh, tmp_path):
+  config = config_of("eval_scores")
+  summary = eval_job.run(config, tmp_path, mesh)
+  with (tmp_path / "scores.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 16 and rows[7]["prompt"] == "a cat left of a car"
+  assert set(summary["final"]) == {"clip_score", "pick_score", "failed_scores"}
+  for name in ("clip_score", "pick_score"):
+    scores = np.array([float(row[name]) for row in rows])
+    assert len(set(scores)) > 8  # images and prompts differ
+    np.testing.assert_allclose(summary["final"][name], scores.mean(), 1e-5)
+  assert "gallery.png" in (tmp_path / "report.html").read_text()
+  config.rewards = {}
+  with pytest.raises(ValueError, match="rewards is empty"):
+    eval_job.run(config, tmp_path / "none", mesh)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +172,26 @@ def test_folders_are_checked_before_anything_is_read(real, mesh, tmp_path):
     worlds.images_world(real, tmp_path, mesh)
 
 
+def test_prompts_are_encoded_beforehand(real, mesh, tmp_path, capsys):
+  cache = tmp_path / "cache"
+  command = [real.model.folder, str(cache), real.prompts.file]
+  tokens = ["--dtype=float32", "--t5-tokens=32"]
+  assert encode.main([*command, *tokens, "--batch=4"]) == 0
+  assert encode.main([*command, real.prompts.held_out, *tokens]) == 0
+  said = capsys.readouterr()
+  assert "cache: 9 prompts encoded" in said.out  # with the empty one
+  assert "cache: 1 prompts encoded" in said.out and "9/9" not in said.err
+  before = sorted(cache.iterdir())
+  real.text.cache = str(cache)
+  worlds.images_world(real, tmp_path, mesh)  # finds all of them
+  assert sorted(cache.iterdir()) == before
+  assert encode.main([f"{real.model.folder}/vae", *command[1:]]) == 1
+  assert "vae/transformer is not a folder" in capsys.readouterr().err
+
+
 def test_a_prompt_that_is_too_long_is_refused(real, mesh, tmp_path):
   held_out = pathlib.Path(real.prompts.held_out)
+  real.text.too_long = "refuse"
   line = '{"prompt": "a very very very long prompt of cups"}\n'
   held_out.write_text(line * 4)
   with pytest.raises(ValueError, match="longer than the 32 tokens"):

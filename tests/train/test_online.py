@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from spatialrl.io.metrics import read_metrics, without_timings
 from spatialrl.models.build import load_policy
+from spatialrl.rewards.external import External
 from spatialrl.rewards.judges import make_judges
 from spatialrl.train import loop as loops
 from spatialrl.train import online, worlds
@@ -228,3 +230,22 @@ def test_a_nan_reward_stops_the_run(online_config, mesh, tmp_path, monkeypatch):
   monkeypatch.setattr(worlds, "make_judges", broken)
   with pytest.raises(ValueError, match=r"at step 1.*last good checkpoint"):
     online.run(online_config, tmp_path / "run", mesh)
+
+
+def test_workers_of_judges_end_with_the_run(
+    online_config, mesh, tmp_path, monkeypatch
+):
+  ended = []
+  pool = types.SimpleNamespace(close=lambda: ended.append(True))
+  judges = {"mine": External("mine", pool, mesh)}
+  judges |= make_judges(online_config.rewards, mesh)
+  world = types.SimpleNamespace(judges=judges)
+  monkeypatch.setitem(worlds.WORLDS, "scenes", lambda *_: world)
+
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(online, "_train", stop)
+  with pytest.raises(KeyboardInterrupt):
+    online.run(online_config, tmp_path, mesh)
+  assert ended == [True]
