@@ -13,6 +13,7 @@ import numpy as np
 
 from spatialrl.models import layers
 from spatialrl.models.attention import attend
+from spatialrl.parallel.mesh import keep_rows
 
 _zeros = nn.initializers.zeros
 
@@ -221,20 +222,22 @@ class JointBlock(nn.Module):
       q = q[:, :tokens]
     attended = attention(q, k, v, keys).reshape(*q.shape[:2], width)
     image = image + i_gate * dense(name="image_out")(attended[:, :tokens])
+    image = keep_rows(image)
     if second:
       shift, scale, gate = second
       q, k, v = self._heads("image2", normed * (1 + scale) + shift)
       alone = attention(q, k, v).reshape(image.shape)
-      image = image + gate * dense(name="image2_out")(alone)
+      image = keep_rows(image + gate * dense(name="image2_out")(alone))
     hidden = layers.normed(image) * (1 + i_scale2) + i_shift2
-    image = image + i_gate2 * feed_forward(name="image_ff")(hidden)
+    image = keep_rows(image + i_gate2 * feed_forward(name="image_ff")(hidden))
     self.sow("intermediates", "image", image)
     if self.text_ends:
       return (image, text), seen
 
     text = text + t_gate * dense(name="text_out")(attended[:, tokens:])
+    text = keep_rows(text)
     hidden = layers.normed(text) * (1 + t_scale2) + t_shift2
-    text = text + t_gate2 * feed_forward(name="text_ff")(hidden)
+    text = keep_rows(text + t_gate2 * feed_forward(name="text_ff")(hidden))
     self.sow("intermediates", "text", text)
     return (image, text), seen
 
@@ -243,7 +246,7 @@ class JointBlock(nn.Module):
     c = self.config
     shape = (*x.shape[:2], c.heads, c.width // c.heads)
     q, k, v = (
-        nn.Dense(c.width, dtype=c.dtype, name=f"{stream}_{part}")(x)
+        keep_rows(nn.Dense(c.width, dtype=c.dtype, name=f"{stream}_{part}")(x))
         for part in ("q", "k", "v")
     )
     q, k, v = (part.reshape(shape) for part in (q, k, v))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spatialrl.models.attention import attend
+from spatialrl.parallel.mesh import keep_rows
 
 _EPSILON = 1e-6  # of all norms; not part of the published config
 _THETA = 10000.0
@@ -135,7 +136,7 @@ class _VisionBlock(nn.Module):
 
     normed = nn.RMSNorm(_EPSILON, self.dtype, name="norm1")(x)
     qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(normed)
-    qkv = qkv.reshape(batch, tokens, 3, c.heads, -1)
+    qkv = keep_rows(qkv).reshape(batch, tokens, 3, c.heads, -1)
     q, k, v = (qkv[:, :, i] for i in range(3))
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
 
@@ -154,11 +155,13 @@ class _VisionBlock(nn.Module):
         q, k, v,
     )
     x = x + nn.Dense(width, dtype=self.dtype, name="out")(attended)
+    x = keep_rows(x)
     normed = nn.RMSNorm(_EPSILON, self.dtype, name="norm2")(x)
     gate = nn.Dense(c.hidden, dtype=self.dtype, name="gate")(normed)
     up = nn.Dense(c.hidden, dtype=self.dtype, name="up")(normed)
-    down = nn.Dense(width, dtype=self.dtype, name="down")(nn.silu(gate) * up)
-    return x + down, None
+    hidden = nn.silu(keep_rows(gate)) * keep_rows(up)
+    down = nn.Dense(width, dtype=self.dtype, name="down")(hidden)
+    return keep_rows(x + down), None
 
 
 def rotate(x, cos, sin):

@@ -15,6 +15,7 @@ import numpy as np
 
 from spatialrl.models.attention import attend
 from spatialrl.models.qwen_vision import VisionConfig, VisionTower, rotate
+from spatialrl.parallel.mesh import keep_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ class _Layer(nn.Module):
 
     normed = nn.RMSNorm(c.epsilon, c.dtype, name="norm1")(x)
     q, k, v = (
-        dense(heads * c.head_width, name, bias=True)(normed).reshape(
+        keep_rows(dense(heads * c.head_width, name, bias=True)(normed)).reshape(
             *x.shape[:2], heads, c.head_width
         )
         for name, heads in (
@@ -181,10 +182,12 @@ class _Layer(nn.Module):
         )
     )
     attended = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, seen)
-    x = x + dense(c.width, "out")(attended.reshape(x.shape))
+    x = keep_rows(x + dense(c.width, "out")(attended.reshape(x.shape)))
     normed = nn.RMSNorm(c.epsilon, c.dtype, name="norm2")(x)
-    gate, up = dense(c.hidden, "gate")(normed), dense(c.hidden, "up")(normed)
-    return x + dense(c.width, "down")(nn.silu(gate) * up), None
+    gate, up = (
+        keep_rows(dense(c.hidden, name)(normed)) for name in ("gate", "up")
+    )
+    return keep_rows(x + dense(c.width, "down")(nn.silu(gate) * up)), None
 
 
 def _rotary(config, positions):
