@@ -12,7 +12,8 @@ from spatialrl.platform import prepare_process
 from spatialrl.train.run import EXIT_STOPPED, Stopped
 
 JOBS = (
-    "autoencoder", "pretrain", "reward", "heads", "online", "eval", "sample"
+    "autoencoder", "pretrain", "reward", "heads", "online", "reflect", "eval",
+    "sample",
 )
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -1,0 +1,357 @@
+"""Phases `drawn`, `checker` and `actor` of the job `reflect`."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spatialrl.data import tokenizers
+from spatialrl.data.prompts import Tokens
+from spatialrl.io import assets
+from spatialrl.models import actor as actors
+from spatialrl.models import editor as editors
+from spatialrl.models import reward_model
+from spatialrl.models.build import load_policy, load_reward
+from spatialrl.reflect import checker as checkers
+from spatialrl.reflect import editing, rules, scenes, triples
+from spatialrl.reflect.actors import Learned, Rules, read, spread
+from spatialrl.scenes import grammar, instructions, render
+from spatialrl.scenes.graph import Relation, SceneGraph, Thing
+from spatialrl.scenes.holds import holds
+from spatialrl.train.sampling import Sampler
+from spatialrl.train.supervised import fit
+
+_HELD_OUT = 1 << 21  # seed of what is measured on; training seeds are smaller
+_CHECKER, _ACTOR = 4, 5  # keep the random streams apart
+_TRIES = 8  # to find a sentence that is as true as it should be
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """Pictures as the parts make them, for training those that look at them.
+
+  Attributes:
+    images: u8[N, S, S, 3]: drawn, then edited once by rules.
+    prompts: list of N str.
+    boxes: list of N dicts, what the detector finds in each.
+  """
+
+  images: np.ndarray
+  prompts: list
+  boxes: list
+
+
+def drawn(config, folder, mesh):
+  """Draws images and edits them once, for training and held out: `drawn.npz`.
+  """
+  root = folder.parent
+  policy, params = load_policy(root / "diffuser/policy.safetensors")
+  model, weights = editors.load(root / "editor/editor.safetensors")
+  sampler = Sampler(policy, Tokens(scenes.TOKENS), mesh, config.sampling)
+  inverse = editing.Inverse(model, steps=config.edit.steps,
+                            shift=config.edit.shift)
+  params, weights = jax.device_put((params, weights))
+  out = {}
+  for name, seed, count in (
+      ("train", config.seed, config.train),
+      ("held_out", _HELD_OUT, config.held_out),
+  ):
+    prompts = scenes.prompts(seed, count, held_out=name == "held_out")
+    images = sampler(params, None, prompts, seed)
+    boxes = editing.found_boxes(images)
+    key, batch = jax.random.key(seed), config.sampling.batch
+    told = Rules()(images, prompts, checkers.Oracle()(images, prompts), boxes,
+                   key)
+    edited = []
+    for start in range(0, count, batch):
+      rows = np.arange(start, start + batch) % count
+      edited.append(inverse(
+          weights, None, images[rows], [told[i] for i in rows],
+          [boxes[i] for i in rows], key, rows,
+      )[0])
+    edited = np.concatenate(edited)[:count]
+    out[f"{name}_images"] = np.concatenate([images, edited])
+    out[f"{name}_prompts"] = np.array(prompts + prompts)
+  folder.mkdir(parents=True, exist_ok=True)
+  np.savez_compressed(folder / "drawn.npz", **out)
+
+
+def load_drawn(root, name):
+  """`Drawn` of the workdir `root`; name is "train" or "held_out"."""
+  with np.load(root / "drawn/drawn.npz") as file:
+    images = file[f"{name}_images"]
+    prompts = file[f"{name}_prompts"].tolist()
+  return Drawn(images, prompts, editing.found_boxes(images))
+
+
+def checker(config, folder, mesh):
+  """Trains the reward's backbone to answer one relation at a time.
+
+  Half of the images are those of the phase `drawn`, half rendered; the answers
+  are the oracle's. At the end the logit is scaled and shifted on drawn images
+  that were kept aside (Platt), and `checker.safetensors` is written.
+  """
+  model, params = _reward(config)
+  data = load_drawn(folder.parent, "train")
+  tokenizer = tokenizers.load()
+  aside = int(len(data.prompts) * config.aside)
+
+  def make_batch(step):
+    rng = np.random.default_rng([config.seed, step, _CHECKER])
+    half = config.batch // 2
+    rows = rng.integers(aside, len(data.prompts), half)
+    asked = [
+        _question(rng, grammar.parse(data.prompts[i]), data.boxes[i])
+        for i in rows
+    ]
+    images, shown = _rendered(rng, config.batch - half, model.size)
+    asked += [_question(rng, graph, found) for graph, found in shown]
+    text, truth = zip(*asked, strict=True)
+    ids, mask = tokenizers.encode(tokenizer, text, checkers.TOKENS)
+    return {
+        "images": np.concatenate([data.images[rows], images]),
+        "ids": ids, "mask": mask, "truth": np.array(truth),
+    }
+
+  def loss(params, batch, key):
+    images = batch["images"].astype(jnp.float32) / 127.5 - 1
+    images += config.noise * jax.random.normal(key, images.shape)
+    logit, _ = reward_model.score(
+        model, params, images, batch["ids"], batch["mask"]
+    )
+    truth = batch["truth"].astype(jnp.float32)
+    error = optax.sigmoid_binary_cross_entropy(logit, truth)
+    right = (logit > 0) == batch["truth"]
+    return error.mean(), {"accuracy": right.mean()}
+
+  held_out = load_drawn(folder.parent, "held_out")
+
+  def evaluate(params):
+    return measure(model, params, held_out, config.eval.batch)
+
+  state = fit(config, folder, mesh, params, loss, make_batch, evaluate)
+  kept = Drawn(*(part[:aside] for part in dataclasses.astuple(data)))
+  params = _calibrated(model, state.ema, kept, config.eval.batch)
+  numbers = evaluate(params)
+  print(numbers, flush=True)
+  assets.save(
+      folder / "checker.safetensors",
+      jax.device_get(params),
+      {
+          "reward": model.to_json(), "measured": json.dumps(numbers),
+          "config": json.dumps(config.to_dict()),
+      },
+      dtype=np.float32,
+  )
+
+
+def answers(model, params, data, batch):
+  """The Checker's and the oracle's answers: (f32[M], bool[M]), flat."""
+  check, said = checkers.Checker(model, params), []
+  count = len(data.prompts)
+  for start in range(0, count, batch):
+    rows = np.arange(start, start + batch) % count
+    said.append(check(data.images[rows], [data.prompts[i] for i in rows]))
+  said = np.concatenate(said)[:count]
+  truth = checkers.Oracle()(data.images, data.prompts)
+  asked = ~np.isnan(said)
+  return said[asked], truth[asked] > 0
+
+
+def measure(model, params, data, batch):
+  """`checker.calibration` of the Checker on drawn images."""
+  return checkers.calibration(*answers(model, params, data, batch))
+
+
+def _calibrated(model, params, data, batch):
+  """Platt's scale and shift of the logit, folded into the head."""
+  said, truth = answers(model, params, data, batch)
+  said = np.clip(said.astype(np.float64), 1e-6, 1 - 1e-6)
+  logit = np.log(said / (1 - said))
+  design = np.stack([logit, np.ones_like(logit)], 1)
+  fitted = np.array([1.0, 0.0])
+  for _ in range(30):  # Newton's steps of a logistic regression
+    chance = 1 / (1 + np.exp(-design @ fitted))
+    curve = (design * (chance * (1 - chance))[:, None]).T @ design
+    pull = design.T @ (chance - truth) + 1e-3 * (fitted - [1.0, 0.0])
+    fitted -= np.linalg.solve(curve + 1e-3 * np.eye(2), pull)
+  head = params["head_out"]
+  scale, shift = fitted
+  kernel = head["kernel"].at[:, 0].multiply(scale)
+  bias = head["bias"].at[0].set(scale * head["bias"][0] + shift)
+  return params | {"head_out": {"kernel": kernel, "bias": bias}}
+
+
+def _question(rng, graph, found):
+  """A sentence on a relation of two things, and whether it is true.
+
+  Half of the questions are relations of the prompt; about half are true.
+  """
+  wanted = rng.uniform() < 0.5
+  for _ in range(_TRIES):
+    if rng.uniform() < 0.5:
+      relation = graph.relations[rng.integers(len(graph.relations))]
+    else:
+      predicate = scenes.PREDICATES[rng.integers(len(scenes.PREDICATES))]
+      pair = rng.permutation(len(graph.things))[:2]
+      relation = Relation(int(pair[0]), predicate, int(pair[1]))
+    a, b = (
+        graph.things[i].label for i in (relation.subject, relation.object)
+    )
+    true = a in found and b in found and bool(
+        holds(relation.predicate, found[a], found[b])
+    )
+    if true == wanted:
+      break
+  one = SceneGraph(graph.things, (relation,)).in_mention_order()
+  return grammar.prompt(SceneGraph(one.things[:2], one.relations)), true
+
+
+def _rendered(rng, count, size):
+  """Renders, and what to ask about them: (graph, boxes of what is there).
+
+  In a quarter of them the graph has another thing than the picture.
+  """
+  drawn_ = scenes.draw(rng, count, relations=(1,))
+  images = render.render_batch(*zip(*drawn_, strict=True), size)
+  shown = []
+  for graph, placed in drawn_:
+    labels = [thing.label for thing in graph.things]
+    boxes = dict(zip(labels, placed.boxes, strict=True))
+    if rng.uniform() < 0.25:
+      graph = _renamed(rng, graph)
+    shown.append((graph, boxes))
+  return images, shown
+
+
+def _renamed(rng, graph):
+  things = list(graph.things)
+  names = scenes.other_labels(graph)
+  things[rng.integers(2)] = Thing(*names[rng.integers(len(names))])
+  return dataclasses.replace(graph, things=tuple(things))
+
+
+def actor(config, folder, mesh):
+  """Warm start of the Actor: the words of `rules.act` on rendered scenes.
+
+  Writes `actor.safetensors`.
+  """
+  model, reward = _reward(config)
+  params = actors.init(model, jax.random.key(config.seed), reward)
+  tokenizer = tokenizers.load()
+
+  def make_batch(step):
+    return imitations(
+        [config.seed, step, _ACTOR], config.batch, model.size, tokenizer
+    )
+
+  def loss(params, batch, key):
+    images = batch["images"].astype(jnp.float32) / 127.5 - 1
+    images += config.noise * jax.random.normal(key, images.shape)
+    context = (images, batch["ids"], batch["mask"], batch["verdict"])
+    chosen, _ = actors.log_probs(model, params, context, batch["words"])
+    said = actors.tokens(batch["words"])
+    return -jnp.sum(chosen * said) / jnp.sum(said), {}
+
+  test = imitations([_HELD_OUT, 0, _ACTOR], config.eval.rows, model.size,
+                    tokenizer)
+
+  def evaluate(params):
+    speaker = Learned(model, params, temperature=1.0)
+    context = (test["images"].astype(np.float32) / 127.5 - 1,
+               *(test[name] for name in ("ids", "mask", "verdict")))
+    words = speaker.draw(params, context, jax.random.key(0))
+    told = read(words, test["prompts"].tolist())
+    return {"valid": float(np.mean([t is not None for t in told]))}
+
+  def numbers(step):
+    batch = make_batch(step)
+    del batch["prompts"]
+    return batch
+
+  state = fit(config, folder, mesh, params, loss, numbers, evaluate)
+  assets.save(
+      folder / "actor.safetensors",
+      jax.device_get(state.ema),
+      {"actor": model.to_json(), "config": json.dumps(config.to_dict())},
+      dtype=np.float32,
+  )
+
+
+def imitations(seed, batch, size, tokenizer):
+  """Scenes that break a prompt, and what the rules say of them.
+
+  Args:
+    seed: list of ints.
+    batch: int, B.
+    size: pixels a side, S.
+    tokenizer: of the prompts.
+
+  Returns:
+    dict of images u8[B, S, S, 3], ids, mask, verdict f32[B, L], words
+    i32[B, LENGTH] and prompts.
+  """
+  rng = np.random.default_rng(seed)
+  rows = {"graph": [], "layout": [], "prompts": [], "told": [], "verdict": []}
+  while len(rows["told"]) < batch:
+    for (asked, _), (_, placed) in zip(
+        scenes.draw(rng, batch), scenes.draw(rng, batch, relations=(1,)),
+        strict=True,
+    ):
+      # The picture's places with the prompt's things, now and then one of them
+      # gone or something else.
+      shown = SceneGraph(asked.things)
+      if rng.uniform() < 0.2:
+        shown = triples.without_one(rng, shown)
+        keep = np.arange(len(shown.things))
+        placed = dataclasses.replace(
+            placed, centre=placed.centre[keep], radius=placed.radius[keep],
+            thing=keep.astype(np.int32),
+        )
+      labels = [thing.label for thing in shown.things]
+      boxes = dict(zip(labels, placed.boxes, strict=True))
+      boxes = {
+          label: box for label, box in boxes.items()
+          if label in {thing.label for thing in asked.things}
+      }
+      true = [_true(asked, relation, boxes) for relation in asked.relations]
+      if all(true):
+        continue
+      rows["graph"].append(shown)
+      rows["layout"].append(placed)
+      rows["prompts"].append(grammar.prompt(asked))
+      rows["told"].append(rules.act(rng, asked, np.flatnonzero(~np.array(true)),
+                                    boxes))
+      # The Checker is rarely quite sure, and now and then wrong.
+      noise = np.abs(rng.normal(0, 0.1, len(true)))
+      rows["verdict"].append(np.clip(np.abs(np.array(true) - noise), 0, 1))
+  rows = {name: values[:batch] for name, values in rows.items()}
+  ids, mask = tokenizers.encode(tokenizer, rows["prompts"], scenes.TOKENS)
+  return {
+      "images": render.render_batch(rows["graph"], rows["layout"], size),
+      "ids": ids,
+      "mask": mask,
+      "verdict": spread(rows["prompts"], rows["verdict"]),
+      "words": instructions.encode(rows["told"]),
+      "prompts": np.array(rows["prompts"]),
+  }
+
+
+def _true(graph, relation, boxes):
+  a, b = (graph.things[i].label for i in (relation.subject, relation.object))
+  return a in boxes and b in boxes and bool(
+      holds(relation.predicate, boxes[a], boxes[b])
+  )
+
+
+def _reward(config):
+  """(RewardConfig, weights) that checker and Actor start from."""
+  if config.init:
+    return load_reward(config.init)
+  model = reward_model.RewardConfig(
+      vocabulary=len(tokenizers.load()), **config.reward.to_dict()
+  )
+  return model, reward_model.init(model, jax.random.key(config.seed))
