@@ -3,7 +3,11 @@
   python -m spatialrl.main --config configs/rl_rig.py --workdir runs/rl_rig
 """
 
+import pathlib
+
 from ml_collections import config_dict
+
+from spatialrl.train.configs import load_config
 
 
 def get_config(arg=""):
@@ -14,7 +18,7 @@ def get_config(arg=""):
   c.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 = all devices that are left
   c.phases = (
       "diffuser", "editor", "drawn", "checker", "actor", "actor_grpo",
-      "editor_grpo",
+      "editor_grpo", "generator_grpo", "eval",
   )
 
   c.diffuser = {
@@ -119,11 +123,42 @@ def get_config(arg=""):
       "checkpoint": {"every": 10, "keep_last": 1},
       "optimizer": _optimizer(1e-4, 5, schedule="constant"),
   }
+  c.generator_grpo = _generator()
+  c.eval = {
+      "seeds": (0, 1, 2),  # prompts and noise, not training
+      "prompts": 512,
+      "rounds": 3,
+      "batch": 64,
+      "temperature": 1.0,  # of the Actor's draws
+      "sampling": c.drawn.sampling.to_dict(),
+      "edit": edit,
+  }
   if arg == "tiny":
     _shrink(c)
   elif arg:
     raise ValueError(f"config argument is {arg!r}; allowed is 'tiny'.")
   return c
+
+
+def _generator():
+  """Flow-GRPO on the Diffuser, with the quickstart's slots."""
+  path = pathlib.Path(__file__).with_name("quickstart.py")
+  q = load_config(path).to_dict()
+  kept = (
+      "lora", "rollout", "schedule", "transition", "log_prob", "credit",
+      "objective", "behaviour", "train", "optimizer", "select", "advantage",
+  )
+  g = {name: q[name] for name in kept}
+  g["steps"] = 30
+  g["prompts"] = {"count": 1024, "per_step": 8}
+  g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
+  g["select"] = {"name": "topk_bottomk", "k": 2}
+  g["aggregate"] = {"name": "weighted_sum", "weights": {"checker": 1.0}}
+  g["anchor"] = {"name": "none"}
+  g["train"] |= {"anchor_weight": 0.0, "ema_decay": 0.8}
+  g["optimizer"] |= {"schedule": "constant"}
+  g["checkpoint"] = {"every": 10, "keep_last": 1}
+  return g
 
 
 def _shrink(c):
@@ -149,6 +184,14 @@ def _shrink(c):
   c.checker.eval.batch = c.actor.eval.rows = 8
   for name in ("actor_grpo", "editor_grpo"):
     c[name].update({"steps": 2, "contexts": 2, "group": 4})
+  c.generator_grpo.steps = 2
+  c.generator_grpo.prompts.update({"count": 8, "per_step": 2})
+  c.generator_grpo.rollout.update({
+      "group": 4, "steps": 3, "window_range": (0, 2)
+  })
+  c.generator_grpo.select.k = 1
+  c.eval.update({"seeds": (0,), "prompts": 8, "rounds": 2, "batch": 8})
+  c.eval.sampling.update({"batch": 8, "steps": 2})
 
 
 def _optimizer(rate, warmup, schedule="cosine"):

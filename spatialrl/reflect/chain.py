@@ -35,7 +35,10 @@ class Round:
   edits: np.ndarray
 
 
-def run(images, prompts, *, check, act, edit, rounds, key, batch, side):
+def run(
+    images, prompts, *, check, act, edit, rounds, key, batch, side,
+    detect=editing.found_boxes,
+):
   """Improves drawn images.
 
   Rows that are accepted drop out; the others are gathered into batches of one
@@ -51,6 +54,7 @@ def run(images, prompts, *, check, act, edit, rounds, key, batch, side):
     key: PRNG key.
     batch: rows of one call.
     side: latent positions a side.
+    detect: images -> list of what `act` and `edit` get as boxes.
 
   Returns:
     list of rounds + 1 Round.
@@ -77,7 +81,7 @@ def run(images, prompts, *, check, act, edit, rounds, key, batch, side):
           jax.random.fold_in(jax.random.fold_in(key, 2 * k + purpose), start)
           for purpose in (0, 1)
       )
-      asked, boxes = prompts[rows].tolist(), editing.found_boxes(images[rows])
+      asked, boxes = prompts[rows].tolist(), detect(images[rows])
       said = act(images[rows], asked, probability[rows], boxes, act_key)
       edited, opened = edit(images[rows], said, boxes, edit_key, rows)
       checked = check(edited, asked)

@@ -20,6 +20,7 @@ _SHARES = (0.45, 0.25, 0.1, 0.1, 0.1)  # of VERBS
 _JITTER = 0.03  # of a drawn thing about the centre of its place
 _MISREAD = 0.01  # std of a detected box's corners, shares of the side
 _LARGE, _SMALL = (0.18, 0.20), (0.10, 0.115)
+_RESIZED = 1.2  # an edit of the size changes it at least so many times
 _TRIES = 20
 
 
@@ -92,7 +93,9 @@ def _edited(rng, verb, graph, placed):
       other = graph.things[1 - i].label
       centre = centre[::-1].copy()
     centre = np.clip(centre, radius[:, None], 1 - radius[:, None])
-    if layouts.separate(centre[None], radius[None])[0]:
+    ratio = radius[i] / placed.radius[i]
+    seen = other or place or max(ratio, 1 / ratio) > _RESIZED
+    if seen and layouts.separate(centre[None], radius[None])[0]:
       told = Instruction(verb, thing, place, other)
       after = graph, Layout(centre, radius, placed.thing)
       before = graph, placed

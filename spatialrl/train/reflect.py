@@ -4,7 +4,12 @@ import pathlib
 
 from ml_collections import config_dict
 
-from spatialrl.train import reflect_grpo, reflect_judges, reflect_parts
+from spatialrl.train import (
+    reflect_eval,
+    reflect_grpo,
+    reflect_judges,
+    reflect_parts,
+)
 
 
 def run(config, workdir, mesh):
@@ -44,4 +49,5 @@ PHASES = {
     "actor_grpo": (reflect_grpo.actor_grpo, "actor.safetensors"),
     "editor_grpo": (reflect_grpo.editor_grpo, "editor.safetensors"),
     "generator_grpo": (reflect_grpo.generator_grpo, "trained.safetensors"),
+    "eval": (reflect_eval.evaluate, "results.json"),
 }
