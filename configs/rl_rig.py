@@ -55,18 +55,18 @@ def get_config(arg=""):
   }
   edit = {"steps": 4, "shift": 2.0}
   c.drawn = {
-      "train": 1024,  # prompts; each is drawn once and edited once
-      "held_out": 512,
+      "train": 768,  # prompts; each is drawn once and edited once
+      "held_out": 256,
       "sampling": {"batch": 128, "steps": 8, "shift": 3.0, "guidance": 1.0},
       "edit": edit,
   }
   c.checker = {
       "init": "reward.safetensors",
-      "steps": 400,
+      "steps": 250,
       "batch": 128,  # questions
       "ema_decay": 0.98,
       "log_every": 25,
-      "eval_every": 400,
+      "eval_every": 250,
       "checkpoint": {"every": 100, "keep_last": 1},
       "aside": 0.2,  # of the drawn images, for the calibration
       "noise": 0.05,
@@ -75,18 +75,18 @@ def get_config(arg=""):
   }
   c.actor = {
       "init": "reward.safetensors",
-      "steps": 400,
+      "steps": 250,
       "batch": 128,
       "ema_decay": 0.98,
       "log_every": 25,
-      "eval_every": 400,
+      "eval_every": 250,
       "checkpoint": {"every": 100, "keep_last": 1},
       "noise": 0.05,
       "optimizer": _optimizer(1e-3, 25),
       "eval": {"rows": 256},
   }
   c.actor_grpo = {
-      "steps": 40,
+      "steps": 24,
       "contexts": 12,  # images an iteration
       "group": 8,  # instructions for each
       "updates": 2,  # optimizer steps an iteration, on all of it
@@ -101,7 +101,7 @@ def get_config(arg=""):
       "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.editor_grpo = {
-      "steps": 40,
+      "steps": 24,
       "contexts": 8,
       "group": 8,  # edits of each image and instruction
       "rollout": {"steps": 4, "window": 2, "window_range": (0, 3)},
@@ -149,7 +149,7 @@ def _generator():
       "objective", "behaviour", "train", "optimizer", "select", "advantage",
   )
   g = {name: q[name] for name in kept}
-  g["steps"] = 30
+  g["steps"] = 24
   g["prompts"] = {"count": 1024, "per_step": 8}
   g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
   g["select"] = {"name": "topk_bottomk", "k": 2}

@@ -13,6 +13,11 @@ from spatialrl.models import actor as actors
 from spatialrl.reflect import checker, rules, scenes
 from spatialrl.scenes import grammar, instructions
 
+# One program for all Actors of the same sizes.
+_sample = jax.jit(
+    actors.sample, static_argnums=0, static_argnames="temperature"
+)
+
 
 class Rules:
   """The template of `rules.act` on what the detector finds."""
@@ -37,12 +42,8 @@ class Learned:
   def __init__(self, config, params, *, temperature):
     """Args: RewardConfig, weights, and the temperature of its draws."""
     self.config, self.params = config, params
+    self._temperature = temperature
     self._tokenizer = tokenizers.load()
-    self._sample = jax.jit(
-        lambda params, context, key: actors.sample(
-            config, params, context, key, temperature=temperature
-        )
-    )
 
   def __call__(self, images, prompts, probability, boxes, key):
     del boxes
@@ -53,7 +54,9 @@ class Learned:
 
   def draw(self, params, context, key):
     """Token ids i32[B, LENGTH] of one instruction a row."""
-    return self._sample(params, context, key)
+    return _sample(
+        self.config, params, context, key, temperature=self._temperature
+    )
 
   def context(self, images, prompts, probability):
     """What the network sees: (images, ids, mask, verdict) of `models.actor`."""

@@ -50,7 +50,8 @@ class Study:
     self.config = config
     self.policy, params = load_policy(root / "diffuser/policy.safetensors")
     self.params = jax.device_put(params)
-    self._mesh = mesh
+    self._mesh, self._samplers = mesh, {}
+    self.base = self.params["mmdit"]
     self.tuned = load_trained(
         str(root / "generator_grpo/trained.safetensors"), self.policy, params
     )
@@ -80,10 +81,13 @@ class Study:
 
   def draw(self, trainable, prompts, seed, steps):
     """One image a prompt in `steps` steps, u8[N, S, S, 3]."""
-    config = self.config.sampling.copy_and_resolve_references()
-    config.steps = steps
-    sampler = Sampler(self.policy, Tokens(scenes.TOKENS), self._mesh, config)
-    return sampler(self.params, trainable, prompts, seed)
+    if steps not in self._samplers:
+      config = self.config.sampling.copy_and_resolve_references()
+      config.steps = steps
+      self._samplers[steps] = Sampler(
+          self.policy, Tokens(scenes.TOKENS), self._mesh, config
+      )
+    return self._samplers[steps](self.params, trainable, prompts, seed)
 
   def chain(self, system, images, prompts, seed):
     """`chain.run` of a system, list of Round."""
@@ -146,7 +150,7 @@ def one_seed(study, seed):
   config, places = study.config, []
   prompts = scenes.prompts(_SEED + seed, config.prompts, held_out=True)
   steps, more = config.sampling.steps, config.edit.steps
-  drawn = study.draw(None, prompts, _SEED + seed, steps)
+  drawn = study.draw(study.base, prompts, _SEED + seed, steps)
   first = edits.per_image(prompts, drawn)
   details = []
 
@@ -157,7 +161,9 @@ def one_seed(study, seed):
         "network_calls": float(calls), "damage": damage,
     })
 
-  for system, trainable in (("one_shot", None), ("flow_grpo", study.tuned)):
+  for system, trainable in (
+      ("one_shot", study.base), ("flow_grpo", study.tuned)
+  ):
     for k in sorted({0, config.rounds}):
       calls = steps + k * more
       images = study.draw(trainable, prompts, _SEED + seed, calls)
@@ -200,7 +206,7 @@ def _best_of(study, prompts, drawn, first, seed):
       rows = np.flatnonzero(~over)
       if len(rows):
         asked = prompts_[rows].tolist()
-        images = study.draw(None, asked, _SEED + seed + 1000 * k, steps)
+        images = study.draw(study.base, asked, _SEED + seed + 1000 * k, steps)
         said = ask(images, rows)
         better = checkers.score(said) > scores[rows]
         new = edits.per_image(asked, images)

@@ -1,4 +1,4 @@
-"""The language of edits: words and back, what is refused, where an edit acts."""
+"""The language of edits: words and back, what is refused, where it acts."""
 
 import itertools
 
