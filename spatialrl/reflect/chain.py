@@ -65,10 +65,7 @@ def run(
   if rounds < 0:
     raise ValueError(f"rounds is {rounds}; it must be 0 or more.")
   count, prompts = len(prompts), np.asarray(prompts, object)
-  probability = np.concatenate([
-      check(images[rows], prompts[rows].tolist())[:real]
-      for rows, real in batches(np.arange(count), batch)
-  ])
+  probability = checkers.in_batches(check, images, prompts.tolist(), batch)
   scores, edits = [checkers.score(probability)], np.zeros(count, int)
   done = [Round(images, probability, [None] * count, None,
                 np.zeros(count, int), edits)]
@@ -76,7 +73,7 @@ def run(
     images, probability = images.copy(), probability.copy()
     told, region = [None] * count, np.zeros((count, side, side), bool)
     open_ = np.flatnonzero(~checkers.accepted(probability))
-    for start, (rows, real) in enumerate(batches(open_, batch)):
+    for start, (rows, real) in enumerate(checkers.batches(open_, batch)):
       act_key, edit_key = (
           jax.random.fold_in(jax.random.fold_in(key, 2 * k + purpose), start)
           for purpose in (0, 1)
@@ -101,9 +98,3 @@ def returned(values, best):
   """Picks of [rounds + 1, B, ...] those of round `best` i64[B]: [B, ...]."""
   return np.stack(values)[best, np.arange(len(best))]
 
-
-def batches(rows, batch):
-  """Yields (i64[batch] indices, how many of them are not padding)."""
-  for start in range(0, len(rows), batch):
-    real = rows[start : start + batch]
-    yield np.resize(real, batch), len(real)

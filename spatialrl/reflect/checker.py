@@ -78,6 +78,21 @@ class Oracle:
     return out
 
 
+def batches(rows, batch):
+  """Yields (i64[batch] of `rows`, how many of them are not padding)."""
+  for start in range(0, len(rows), batch):
+    real = rows[start : start + batch]
+    yield np.resize(real, batch), len(real)
+
+
+def in_batches(check, images, prompts, batch):
+  """What a Checker says of any number of images, f32[N, R], `batch` a call."""
+  return np.concatenate([
+      check(images[rows], [prompts[i] for i in rows])[:real]
+      for rows, real in batches(np.arange(len(prompts)), batch)
+  ])
+
+
 def score(probability):
   """Mean over the relations of each prompt, f32[B, R] -> f32[B]."""
   return np.nanmean(probability, axis=1)

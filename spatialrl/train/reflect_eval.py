@@ -107,7 +107,7 @@ class Study:
   def rebuilt(self, images):
     """Images encoded and decoded again, the pure reconstruction."""
     weights, out = self.weights["editor"], []
-    for rows, real in chain.batches(
+    for rows, real in checkers.batches(
         np.arange(len(images)), self.config.batch
     ):
       out.append(np.asarray(self._rebuild(weights, images[rows]))[:real])
@@ -189,25 +189,16 @@ def _best_of(study, prompts, drawn, first, seed):
   """
   config, check = study.config, study.checkers["learned"]
   steps = config.sampling.steps
-  prompts_ = np.asarray(prompts, object)
-
-  def ask(images, rows):
-    return np.concatenate([
-        check(images[part], prompts_[rows[part]].tolist())[:real]
-        for part, real in chain.batches(np.arange(len(rows)), config.batch)
-    ])
-
-  everyone = np.arange(len(prompts))
-  said = ask(drawn, everyone)
+  said = checkers.in_batches(check, drawn, prompts, config.batch)
   scores, over = checkers.score(said), checkers.accepted(said)
   values, spent = dict(first), np.full(len(prompts), float(steps))
   for k in range(config.rounds + 1):
     if k:
       rows = np.flatnonzero(~over)
       if len(rows):
-        asked = prompts_[rows].tolist()
+        asked = [prompts[i] for i in rows]
         images = study.draw(study.base, asked, _SEED + seed + 1000 * k, steps)
-        said = ask(images, rows)
+        said = checkers.in_batches(check, images, asked, config.batch)
         better = checkers.score(said) > scores[rows]
         new = edits.per_image(asked, images)
         values = {name: value.copy() for name, value in values.items()}

@@ -19,6 +19,7 @@ from spatialrl.io import assets
 from spatialrl.models import actor as actors
 from spatialrl.models import editor as editors
 from spatialrl.models.build import load_policy, load_reward
+from spatialrl.models.reward_model import RewardConfig
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals, Step, UpdateBatch
 from spatialrl.reflect import checker as checkers
@@ -66,13 +67,8 @@ class Pool:
 def open_pool(root, check, batch):
   """The Pool of the images of the phase `drawn`."""
   data = load_drawn(root, "train")
-  count, said = len(data.prompts), []
-  for start in range(0, count, batch):
-    rows = np.arange(start, start + batch) % count
-    said.append(check(data.images[rows], [data.prompts[i] for i in rows]))
-  whole = Pool(
-      data.images, data.prompts, data.boxes, np.concatenate(said)[:count]
-  )
+  said = checkers.in_batches(check, data.images, data.prompts, batch)
+  whole = Pool(data.images, data.prompts, data.boxes, said)
   return whole.take(np.flatnonzero(~checkers.accepted(whole.probability)))
 
 
@@ -84,10 +80,7 @@ def load_checker(root):
 def load_actor(root, phase):
   """(RewardConfig, weights) of the Actor that a phase made."""
   params, metadata = assets.load(root / phase / "actor.safetensors")
-  model = type(load_reward(root / "checker/checker.safetensors")[0]).from_json(
-      metadata["actor"]
-  )
-  return model, params
+  return RewardConfig.from_json(metadata["actor"]), params
 
 
 def actor_grpo(config, folder, mesh):

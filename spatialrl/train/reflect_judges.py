@@ -1,6 +1,7 @@
 """Phases `drawn`, `checker` and `actor` of the job `reflect`."""
 
 import dataclasses
+import io
 import json
 
 import jax
@@ -11,6 +12,7 @@ import optax
 from spatialrl.data import tokenizers
 from spatialrl.data.prompts import Tokens
 from spatialrl.io import assets
+from spatialrl.io.plots import write_whole
 from spatialrl.models import actor as actors
 from spatialrl.models import editor as editors
 from spatialrl.models import reward_model
@@ -63,20 +65,20 @@ def drawn(config, folder, mesh):
     images = sampler(params, None, prompts, seed)
     boxes = editing.found_boxes(images)
     key, batch = jax.random.key(seed), config.sampling.batch
-    told = Rules()(images, prompts, checkers.Oracle()(images, prompts), boxes,
-                   key)
-    edited = []
-    for start in range(0, count, batch):
-      rows = np.arange(start, start + batch) % count
-      edited.append(inverse(
-          weights, None, images[rows], [told[i] for i in rows],
-          [boxes[i] for i in rows], key, rows,
-      )[0])
-    edited = np.concatenate(edited)[:count]
+    said = checkers.Oracle()(images, prompts)
+    told = Rules()(images, prompts, said, boxes, key)
+    edited = np.concatenate([
+        inverse(
+            weights, None, images[rows], [told[i] for i in rows],
+            [boxes[i] for i in rows], key, rows,
+        )[0][:real]
+        for rows, real in checkers.batches(np.arange(count), batch)
+    ])
     out[f"{name}_images"] = np.concatenate([images, edited])
     out[f"{name}_prompts"] = np.array(prompts + prompts)
-  folder.mkdir(parents=True, exist_ok=True)
-  np.savez_compressed(folder / "drawn.npz", **out)
+  file = io.BytesIO()
+  np.savez_compressed(file, **out)
+  write_whole(folder / "drawn.npz", file.getvalue())
 
 
 def load_drawn(root, name):
@@ -150,12 +152,9 @@ def checker(config, folder, mesh):
 
 def answers(model, params, data, batch):
   """The Checker's and the oracle's answers: (f32[M], bool[M]), flat."""
-  check, said = checkers.Checker(model, params), []
-  count = len(data.prompts)
-  for start in range(0, count, batch):
-    rows = np.arange(start, start + batch) % count
-    said.append(check(data.images[rows], [data.prompts[i] for i in rows]))
-  said = np.concatenate(said)[:count]
+  said = checkers.in_batches(
+      checkers.Checker(model, params), data.images, data.prompts, batch
+  )
   truth = checkers.Oracle()(data.images, data.prompts)
   asked = ~np.isnan(said)
   return said[asked], truth[asked] > 0
