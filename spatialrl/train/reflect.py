@@ -9,6 +9,7 @@ from spatialrl.rl.advantage import ADVANTAGES
 from spatialrl.rl.ppo import PPO
 from spatialrl.train import (
     loop,
+    reflect_edit_grpo,
     reflect_eval,
     reflect_grpo,
     reflect_judges,
@@ -77,7 +78,9 @@ PHASES = {
     "checker": (reflect_judges.checker, "checker.safetensors"),
     "actor": (reflect_judges.actor, "actor.safetensors"),
     "actor_grpo": (reflect_grpo.actor_grpo, "actor.safetensors"),
-    "editor_grpo": (reflect_grpo.editor_grpo, "editor.safetensors"),
-    "generator_grpo": (reflect_grpo.generator_grpo, "trained.safetensors"),
+    "editor_grpo": (reflect_edit_grpo.editor_grpo, "editor.safetensors"),
+    "generator_grpo": (
+        reflect_edit_grpo.generator_grpo, "trained.safetensors"
+    ),
     "eval": (reflect_eval.evaluate, "results.json"),
 }

@@ -16,7 +16,7 @@ from spatialrl.reflect import chain, editing, scenes
 from spatialrl.reflect import checker as checkers
 from spatialrl.reflect.actors import Learned, Rules
 from spatialrl.train import reflect_report
-from spatialrl.train.reflect_grpo import load_actor, load_checker
+from spatialrl.train.reflect_pool import load_actor, load_checker
 from spatialrl.train.sampling import Sampler
 
 _SEED = 3 << 20  # prompts and noise; seed s of the study is this plus s

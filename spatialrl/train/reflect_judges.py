@@ -18,32 +18,15 @@ from spatialrl.models import editor as editors
 from spatialrl.models import reward_model
 from spatialrl.models.build import load_policy, load_reward
 from spatialrl.reflect import checker as checkers
-from spatialrl.reflect import editing, rules, scenes, triples
-from spatialrl.reflect.actors import Learned, Rules, read, spread
-from spatialrl.scenes import grammar, instructions, render
-from spatialrl.scenes.graph import Relation, SceneGraph, Thing
-from spatialrl.scenes.holds import holds
+from spatialrl.reflect import editing, questions, scenes
+from spatialrl.reflect.actors import Learned, Rules, read
+from spatialrl.scenes import grammar
+from spatialrl.train.reflect_pool import Drawn, load_drawn
 from spatialrl.train.sampling import Sampler
 from spatialrl.train.supervised import fit
 
 _HELD_OUT = 1 << 21  # seed of what is measured on; training seeds are smaller
 _CHECKER, _ACTOR = 4, 5  # keep the random streams apart
-_TRIES = 8  # to find a sentence that is as true as it should be
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-  """Pictures as the parts make them, for training those that look at them.
-
-  Attributes:
-    images: u8[N, S, S, 3]: drawn, then edited once by rules.
-    prompts: list of N str.
-    boxes: list of N dicts, what the detector finds in each.
-  """
-
-  images: np.ndarray
-  prompts: list
-  boxes: list
 
 
 def drawn(config, folder, mesh):
@@ -81,14 +64,6 @@ def drawn(config, folder, mesh):
   write_whole(folder / "drawn.npz", file.getvalue())
 
 
-def load_drawn(root, name):
-  """`Drawn` of the workdir `root`; name is "train" or "held_out"."""
-  with np.load(root / "drawn/drawn.npz") as file:
-    images = file[f"{name}_images"]
-    prompts = file[f"{name}_prompts"].tolist()
-  return Drawn(images, prompts, editing.found_boxes(images))
-
-
 def checker(config, folder, mesh):
   """Trains the reward's backbone to answer one relation at a time.
 
@@ -106,11 +81,11 @@ def checker(config, folder, mesh):
     half = config.batch // 2
     rows = rng.integers(aside, len(data.prompts), half)
     asked = [
-        _question(rng, grammar.parse(data.prompts[i]), data.boxes[i])
+        questions.ask(rng, grammar.parse(data.prompts[i]), data.boxes[i])
         for i in rows
     ]
-    images, shown = _rendered(rng, config.batch - half, model.size)
-    asked += [_question(rng, graph, found) for graph, found in shown]
+    images, shown = questions.rendered(rng, config.batch - half, model.size)
+    asked += [questions.ask(rng, graph, found) for graph, found in shown]
     text, truth = zip(*asked, strict=True)
     ids, mask = tokenizers.encode(tokenizer, text, checkers.TOKENS)
     return {
@@ -184,55 +159,6 @@ def _calibrated(model, params, data, batch):
   return params | {"head_out": {"kernel": kernel, "bias": bias}}
 
 
-def _question(rng, graph, found):
-  """A sentence on a relation of two things, and whether it is true.
-
-  Half of the questions are relations of the prompt; about half are true.
-  """
-  wanted = rng.uniform() < 0.5
-  for _ in range(_TRIES):
-    if rng.uniform() < 0.5:
-      relation = graph.relations[rng.integers(len(graph.relations))]
-    else:
-      predicate = scenes.PREDICATES[rng.integers(len(scenes.PREDICATES))]
-      pair = rng.permutation(len(graph.things))[:2]
-      relation = Relation(int(pair[0]), predicate, int(pair[1]))
-    a, b = (
-        graph.things[i].label for i in (relation.subject, relation.object)
-    )
-    true = a in found and b in found and bool(
-        holds(relation.predicate, found[a], found[b])
-    )
-    if true == wanted:
-      break
-  one = SceneGraph(graph.things, (relation,)).in_mention_order()
-  return grammar.prompt(SceneGraph(one.things[:2], one.relations)), true
-
-
-def _rendered(rng, count, size):
-  """Renders, and what to ask about them: (graph, boxes of what is there).
-
-  In a quarter of them the graph has another thing than the picture.
-  """
-  drawn_ = scenes.draw(rng, count, relations=(1,))
-  images = render.render_batch(*zip(*drawn_, strict=True), size)
-  shown = []
-  for graph, placed in drawn_:
-    labels = [thing.label for thing in graph.things]
-    boxes = dict(zip(labels, placed.boxes, strict=True))
-    if rng.uniform() < 0.25:
-      graph = _renamed(rng, graph)
-    shown.append((graph, boxes))
-  return images, shown
-
-
-def _renamed(rng, graph):
-  things = list(graph.things)
-  names = scenes.other_labels(graph)
-  things[rng.integers(2)] = Thing(*names[rng.integers(len(names))])
-  return dataclasses.replace(graph, things=tuple(things))
-
-
 def actor(config, folder, mesh):
   """Warm start of the Actor: the words of `rules.act` on rendered scenes.
 
@@ -243,7 +169,7 @@ def actor(config, folder, mesh):
   tokenizer = tokenizers.load()
 
   def make_batch(step):
-    return imitations(
+    return questions.imitations(
         [config.seed, step, _ACTOR], config.batch, model.size, tokenizer
     )
 
@@ -255,8 +181,9 @@ def actor(config, folder, mesh):
     said = actors.tokens(batch["words"])
     return -jnp.sum(chosen * said) / jnp.sum(said), {}
 
-  test = imitations([_HELD_OUT, 0, _ACTOR], config.eval.rows, model.size,
-                    tokenizer)
+  test = questions.imitations(
+      [_HELD_OUT, 0, _ACTOR], config.eval.rows, model.size, tokenizer
+  )
 
   def evaluate(params):
     speaker = Learned(model, params, temperature=1.0)
@@ -277,72 +204,6 @@ def actor(config, folder, mesh):
       jax.device_get(state.ema),
       {"actor": model.to_json(), "config": json.dumps(config.to_dict())},
       dtype=np.float32,
-  )
-
-
-def imitations(seed, batch, size, tokenizer):
-  """Scenes that break a prompt, and what the rules say of them.
-
-  Args:
-    seed: list of ints.
-    batch: int, B.
-    size: pixels a side, S.
-    tokenizer: of the prompts.
-
-  Returns:
-    dict of images u8[B, S, S, 3], ids, mask, verdict f32[B, L], words
-    i32[B, LENGTH] and prompts.
-  """
-  rng = np.random.default_rng(seed)
-  rows = {"graph": [], "layout": [], "prompts": [], "told": [], "verdict": []}
-  while len(rows["told"]) < batch:
-    for (asked, _), (_, placed) in zip(
-        scenes.draw(rng, batch), scenes.draw(rng, batch, relations=(1,)),
-        strict=True,
-    ):
-      # The picture's places with the prompt's things, now and then one of them
-      # gone or something else.
-      shown = SceneGraph(asked.things)
-      if rng.uniform() < 0.2:
-        shown = triples.without_one(rng, shown)
-        keep = np.arange(len(shown.things))
-        placed = dataclasses.replace(
-            placed, centre=placed.centre[keep], radius=placed.radius[keep],
-            thing=keep.astype(np.int32),
-        )
-      labels = [thing.label for thing in shown.things]
-      boxes = dict(zip(labels, placed.boxes, strict=True))
-      boxes = {
-          label: box for label, box in boxes.items()
-          if label in {thing.label for thing in asked.things}
-      }
-      true = [_true(asked, relation, boxes) for relation in asked.relations]
-      if all(true):
-        continue
-      rows["graph"].append(shown)
-      rows["layout"].append(placed)
-      rows["prompts"].append(grammar.prompt(asked))
-      rows["told"].append(rules.act(rng, asked, np.flatnonzero(~np.array(true)),
-                                    boxes))
-      # The Checker is rarely quite sure, and now and then wrong.
-      noise = np.abs(rng.normal(0, 0.1, len(true)))
-      rows["verdict"].append(np.clip(np.abs(np.array(true) - noise), 0, 1))
-  rows = {name: values[:batch] for name, values in rows.items()}
-  ids, mask = tokenizers.encode(tokenizer, rows["prompts"], scenes.TOKENS)
-  return {
-      "images": render.render_batch(rows["graph"], rows["layout"], size),
-      "ids": ids,
-      "mask": mask,
-      "verdict": spread(rows["prompts"], rows["verdict"]),
-      "words": instructions.encode(rows["told"]),
-      "prompts": np.array(rows["prompts"]),
-  }
-
-
-def _true(graph, relation, boxes):
-  a, b = (graph.things[i].label for i in (relation.subject, relation.object))
-  return a in boxes and b in boxes and bool(
-      holds(relation.predicate, boxes[a], boxes[b])
   )
 
 

@@ -17,7 +17,7 @@ from spatialrl.parallel.mesh import make_mesh
 from spatialrl.reflect import scenes
 from spatialrl.scenes import grammar, render
 from spatialrl.scenes.instructions import Instruction
-from spatialrl.train import reflect, reflect_eval, reflect_grpo
+from spatialrl.train import reflect, reflect_edit_grpo, reflect_eval
 from spatialrl.train.configs import load_config
 from spatialrl.train.reflect_eval import CHAINS
 
@@ -97,7 +97,7 @@ def done(workdir):
     config.actor_grpo.steps = 2
     reflect.run(config, workdir, mesh)
     config.phases = tuple(reflect.PHASES)
-    patch.setattr(reflect_grpo, "Learned", Mover)
+    patch.setattr(reflect_edit_grpo, "Learned", Mover)
     patch.setattr(reflect_eval, "Learned", Mover)
     reflect.run(config, workdir, mesh)
   return workdir
