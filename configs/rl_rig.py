@@ -62,15 +62,15 @@ def get_config(arg=""):
   }
   c.checker = {
       "init": "reward.safetensors",
-      "steps": 250,
+      "steps": 1500,
       "batch": 128,  # questions
       "ema_decay": 0.98,
-      "log_every": 25,
-      "eval_every": 250,
+      "log_every": 50,
+      "eval_every": 500,
       "checkpoint": {"every": 100, "keep_last": 1},
       "aside": 0.2,  # of the drawn images, for the calibration
       "noise": 0.05,
-      "optimizer": _optimizer(5e-4, 25),
+      "optimizer": _optimizer(1e-3, 50),
       "eval": {"batch": 128},
   }
   c.actor = {

@@ -41,7 +41,11 @@ class Checker:
     self._ask = jax.jit(self._run)
 
   def __call__(self, images, prompts):
-    """Probability that each relation holds.
+    """Probability that each relation holds, from `logits`."""
+    return np.asarray(jax.nn.sigmoid(self.logits(images, prompts)))
+
+  def logits(self, images, prompts):
+    """What the head says of each relation.
 
     Args:
       images: u8[B, S, S, 3].
@@ -63,14 +67,13 @@ class Checker:
     rows = images.shape[0]
     pixels = jnp.repeat(images.astype(jnp.float32) / 127.5 - 1, MOST, axis=0)
     logit, _ = reward_model.score(self.model, params, pixels, ids, mask)
-    return jax.nn.sigmoid(logit).reshape(rows, MOST)
+    return logit.reshape(rows, MOST)
 
 
 class Oracle:
-  """The rule oracle as a Checker: 1 where a relation holds, else 0."""
+  """The rule oracle as a Checker, called like `Checker`: 1 or 0."""
 
   def __call__(self, images, prompts):
-    """As `Checker`."""
     out = np.full((len(prompts), MOST), np.nan, np.float32)
     judged = relations.verdicts(prompts, np.asarray(images))
     for row, (_, _, verdict) in zip(out, judged, strict=True):

@@ -1,6 +1,5 @@
 """Phases `drawn`, `checker` and `actor` of the job `reflect`."""
 
-import dataclasses
 import io
 import json
 
@@ -68,8 +67,9 @@ def checker(config, folder, mesh):
   """Trains the reward's backbone to answer one relation at a time.
 
   Half of the images are those of the phase `drawn`, half rendered; the answers
-  are the oracle's. At the end the logit is scaled and shifted on drawn images
-  that were kept aside (Platt), and `checker.safetensors` is written.
+  are the oracle's. The logit is scaled and shifted on drawn images that are
+  kept aside: before, since the reward's scores are no logits, and after.
+  Writes `checker.safetensors`.
   """
   model, params = _reward(config)
   data = load_drawn(folder.parent, "train")
@@ -105,13 +105,14 @@ def checker(config, folder, mesh):
     return error.mean(), {"accuracy": right.mean()}
 
   held_out = load_drawn(folder.parent, "held_out")
+  kept = Drawn(data.images[:aside], data.prompts[:aside], data.boxes[:aside])
+  params = calibrated(model, params, kept, config.eval.batch)
 
   def evaluate(params):
     return measure(model, params, held_out, config.eval.batch)
 
   state = fit(config, folder, mesh, params, loss, make_batch, evaluate)
-  kept = Drawn(*(part[:aside] for part in dataclasses.astuple(data)))
-  params = _calibrated(model, state.ema, kept, config.eval.batch)
+  params = calibrated(model, state.ema, kept, config.eval.batch)
   numbers = evaluate(params)
   print(numbers, flush=True)
   assets.save(
@@ -126,9 +127,9 @@ def checker(config, folder, mesh):
 
 
 def answers(model, params, data, batch):
-  """The Checker's and the oracle's answers: (f32[M], bool[M]), flat."""
+  """The Checker's logits and the oracle's answers: (f32[M], bool[M]), flat."""
   said = checkers.in_batches(
-      checkers.Checker(model, params), data.images, data.prompts, batch
+      checkers.Checker(model, params).logits, data.images, data.prompts, batch
   )
   truth = checkers.Oracle()(data.images, data.prompts)
   asked = ~np.isnan(said)
@@ -137,23 +138,35 @@ def answers(model, params, data, batch):
 
 def measure(model, params, data, batch):
   """`checker.calibration` of the Checker on drawn images."""
-  return checkers.calibration(*answers(model, params, data, batch))
+  logit, truth = answers(model, params, data, batch)
+  return checkers.calibration(np.asarray(jax.nn.sigmoid(logit)), truth)
 
 
-def _calibrated(model, params, data, batch):
-  """Platt's scale and shift of the logit, folded into the head."""
-  said, truth = answers(model, params, data, batch)
-  said = np.clip(said.astype(np.float64), 1e-6, 1 - 1e-6)
-  logit = np.log(said / (1 - said))
-  design = np.stack([logit, np.ones_like(logit)], 1)
-  fitted = np.array([1.0, 0.0])
-  for _ in range(30):  # Newton's steps of a logistic regression
+def platt(logit, truth):
+  """Scale and shift of a logit that make it calibrated (Platt, 1999).
+
+  Args:
+    logit: f32[M].
+    truth: bool[M].
+
+  Returns:
+    f64[2], the logistic regression of the truth, by Newton's steps.
+  """
+  middle, width = logit.mean(), logit.std() + 1e-6
+  design = np.stack([(logit - middle) / width, np.ones(len(logit))], 1)
+  fitted, ridge = np.zeros(2), 1e-2 * np.eye(2)
+  for _ in range(20):
     chance = 1 / (1 + np.exp(-design @ fitted))
-    curve = (design * (chance * (1 - chance))[:, None]).T @ design
-    pull = design.T @ (chance - truth) + 1e-3 * (fitted - [1.0, 0.0])
-    fitted -= np.linalg.solve(curve + 1e-3 * np.eye(2), pull)
-  head = params["head_out"]
-  scale, shift = fitted
+    curve = (design * (chance * (1 - chance))[:, None]).T @ design + ridge
+    pull = design.T @ (chance - truth) + ridge @ fitted
+    fitted = fitted - np.linalg.solve(curve, pull)
+  return np.array([fitted[0] / width, fitted[1] - fitted[0] * middle / width])
+
+
+def calibrated(model, params, data, batch):
+  """The weights with `platt`'s scale and shift folded into the head."""
+  scale, shift = platt(*answers(model, params, data, batch))
+  head = jax.tree.map(jnp.asarray, params["head_out"])
   kernel = head["kernel"].at[:, 0].multiply(scale)
   bias = head["bias"].at[0].set(scale * head["bias"][0] + shift)
   return params | {"head_out": {"kernel": kernel, "bias": bias}}

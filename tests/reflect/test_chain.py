@@ -6,6 +6,7 @@ import pytest
 
 from spatialrl.reflect import chain, checker
 from spatialrl.scenes.instructions import Instruction
+from spatialrl.train.reflect_judges import platt
 
 PROMPTS = [f"prompt {i}" for i in range(5)]
 TOLD = Instruction("shrink", "red circle")
@@ -105,3 +106,10 @@ def test_calibration_of_a_sure_and_of_a_calibrated_checker(rng):
   assert fair["balanced_accuracy"] == pytest.approx(0.75, abs=0.03)
   shy = checker.calibration(np.where(truth, 0.6, 0.4), truth)
   assert shy["calibration_error"] == pytest.approx(0.4)
+
+
+def test_platt_finds_scale_and_shift(rng):
+  logit = rng.normal(size=20000)
+  truth = rng.uniform(size=20000) < 1 / (1 + np.exp(-(2 * logit - 1)))
+  scale, shift = platt(25 + 7 * logit, truth)
+  np.testing.assert_allclose([7 * scale, 25 * scale + shift], [2, -1], atol=0.1)
