@@ -36,8 +36,8 @@ def editor_grpo(config, folder, mesh):
   """Phase B: edits that gain relations and keep the rest, the Actor frozen.
 
   A group is G paths for one image and instruction from one start. Signals are
-  the Checker's mean probability and minus the error outside of the region;
-  the advantage acts inside the region.
+  the Checker's mean probability and minus the error outside of the region,
+  before it is pasted over; the advantage acts inside the region.
   """
   root = folder.parent
   check = load_checker(root)
@@ -68,7 +68,8 @@ def editor_grpo(config, folder, mesh):
         transition=slots.transition, log_prob=slots.log_prob,
         window_start=start, window=config.rollout.window,
     )
-    return path, cond, editing.to_uint8(editor.decode(base, path.final))
+    made = editing.to_uint8(editor.decode(base, path.final))
+    return path, cond, made, editing.pasted(made, images, region)
 
   @jax.jit
   def prepare(path, cond, ids, signals):
@@ -97,12 +98,13 @@ def editor_grpo(config, folder, mesh):
       told = [told[i] for i in first]
       region = editing.regions(told, part.boxes, editor.latent_shape[0])
       ids = editing.token_ids(told)
-      path, cond, edited = draw(
+      path, cond, made, edited = draw(
           state.params, part.images, ids, region,
           jax.random.fold_in(key, _EDIT),
       )
       after = checkers.score(check(edited, part.prompts))
-      kept = outside_error(np.asarray(edited), part.images, region)
+      # Pasting hides what the decoder did outside, so this looks before it.
+      kept = outside_error(np.asarray(made), part.images, region)
       signals = {
           "checker": Signals(scalar=jnp.asarray(after, jnp.float32)),
           "preserved": Signals(

@@ -118,7 +118,8 @@ def evaluate(config, folder, mesh):
   """Writes `results.json`, `details.json` and `report.html`.
 
   Every seed has prompts and noise of its own. A record has the mean over
-  prompts of a system after a round. A seed that is done is not repeated.
+  prompts of a system after a round. A seed that is done is not repeated, but
+  for the first one, whose chains are shown.
   """
   root = folder.parent
   if config.rounds < 0:
