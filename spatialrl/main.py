@@ -22,7 +22,8 @@ from spatialrl.train.run import (
 )
 
 JOBS = (
-    "autoencoder", "pretrain", "reward", "heads", "online", "eval", "sample"
+    "autoencoder", "pretrain", "reward", "heads", "online", "reflect", "eval",
+    "sample",
 )
 
 _CONFIG = config_flags.DEFINE_config_file(

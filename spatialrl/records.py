@@ -19,11 +19,14 @@ class Conditioning:
     text: f32[B, L, D] token states.
     pooled: f32[B, P] one vector per prompt, for modulation.
     mask: bool[B, L], True where a token is real and not padding.
+    source: f32[B, h, w, C + 1], latents of the image that is edited and, last,
+      the region that may change, 1 or 0; None where nothing is edited.
   """
 
   text: jax.Array
   pooled: jax.Array
   mask: jax.Array
+  source: jax.Array | None = None
 
 
 @_pytree
@@ -128,7 +131,7 @@ _ROW_AXES = UpdateBatch(
     x=1, t=_NO_ROWS, mean=1, std=_NO_ROWS, log_prob=1, final=0, group=0,
     attention=1,
   ),
-  conditioning=Conditioning(text=0, pooled=0, mask=0),
+  conditioning=Conditioning(text=0, pooled=0, mask=0, source=0),
   ids=0,
   reward=0,
   advantage=1,

@@ -79,16 +79,27 @@ class Client:
     Raises:
       WorkerError: no answer in time, or none that can be understood.
     """
-    name = uuid.uuid4().hex
-    answer = self._request("POST", "/score", {
-      "protocol": PROTOCOL,
-      "id": name,
-      "prompts": list(prompts),
-      "images": [encode_png(image) for image in images],
-    })
-    if answer.get("id") != name:
-      raise WorkerError(f"the answer has id {answer.get('id')!r}, not {name!r}")
-    return checked(answer.get("scores"), len(prompts))
+    return checked(
+      self._about("/score", images, prompts).get("scores"), len(prompts)
+    )
+
+  def write(self, images, prompts):
+    """Texts about u8[n, S, S, 3], one for each of n prompts: list of str.
+
+    Raises:
+      WorkerError: no answer in time, or none that can be understood.
+    """
+    texts = self._about("/write", images, prompts).get("texts")
+    if not (
+      isinstance(texts, list)
+      and len(texts) == len(prompts)
+      and all(isinstance(text, str) and text.strip() for text in texts)
+    ):
+      raise WorkerError(
+        f"texts is {str(texts)[:80]!r}; a list of {len(prompts)} texts that are"
+        " not empty is needed"
+      )
+    return texts
 
   def health(self):
     """Raises WorkerError unless a server of this protocol is there."""
@@ -96,6 +107,19 @@ class Client:
 
   def close(self):
     """There is nothing to close."""
+
+  def _about(self, path, images, prompts):
+    """The answer to a question about images, whose id is checked."""
+    name = uuid.uuid4().hex
+    answer = self._request("POST", path, {
+      "protocol": PROTOCOL,
+      "id": name,
+      "prompts": list(prompts),
+      "images": [encode_png(image) for image in images],
+    })
+    if answer.get("id") != name:
+      raise WorkerError(f"the answer has id {answer.get('id')!r}, not {name!r}")
+    return answer
 
   def _request(self, method, path, content=None):
     """The JSON object that the server answers."""

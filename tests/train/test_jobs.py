@@ -41,8 +41,8 @@ _RUNS = [
     (path.stem, "tiny")
     for path in sorted(_CONFIGS.glob("*.py"))
     # Tiny, scenes_grpo is the quickstart; those on real backbones are run in
-    # test_images.
-    if path.stem != "scenes_grpo"
+    # test_images, rl_rig in tests/reflect.
+    if path.stem not in ("scenes_grpo", "rl_rig")
     and load_config(path, "tiny").get("world") != "images"
 ] + [
     ("scenes_eval", "sample"),

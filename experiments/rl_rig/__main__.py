@@ -1,0 +1,124 @@
+"""Does a chain of edits beat drawing again, and does RL help its parts?
+
+  python -m experiments.rl_rig --runs runs/rl_rig
+
+Trains what configs/rl_rig.py says, measures every system, and writes in this
+folder `results.json`, one record a system, seed and round, `results.md` and
+`results.png`. Phases that are done are not repeated.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from spatialrl.io.workdir import write_json
+
+_HERE = pathlib.Path(__file__).parent
+_SHOWN = (
+    "sg_iou", "entity_iou", "relation_iou", "all_relations", "network_calls",
+    "damage",
+)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--runs", required=True, help="the run's workdir")
+  parser.add_argument("overrides", nargs="*", help="config.field=value")
+  args = parser.parse_args()
+  subprocess.run(
+      [
+          sys.executable, "-m", "spatialrl.main",
+          "--config", "configs/rl_rig.py", "--workdir", args.runs,
+          *(f"--{override}" for override in args.overrides),
+      ],
+      check=True,
+  )
+  folder = pathlib.Path(args.runs, "eval")
+  records = json.loads((folder / "results.json").read_text())
+  details = json.loads((folder / "details.json").read_text())
+  write_json(_HERE / "results.json", records)
+  text = table(records) + "\n" + detail_table(details)
+  (_HERE / "results.md").write_text(text, encoding="utf-8")
+  plot(records, _HERE / "results.png")
+  chains = folder / "report" / "chains.png"
+  if chains.exists():
+    shutil.copy(chains, _HERE / "chains.png")
+  print(text)
+
+
+def by_system(records):
+  """{(system, round): records of all seeds}, in order of appearance."""
+  grouped = collections.defaultdict(list)
+  for record in records:
+    grouped[record["system"], record["round"]].append(record)
+  return grouped
+
+
+def table(records):
+  """A row a system and round, mean and standard error over seeds."""
+  lines = [
+      "| system | round | " + " | ".join(_SHOWN) + " |",
+      "|---" * (2 + len(_SHOWN)) + "|",
+  ]
+  for (system, k), rows in by_system(records).items():
+    cells = [_spread([r[name] for r in rows]) for name in _SHOWN]
+    lines.append(f"| {system} | {k} | " + " | ".join(cells) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def detail_table(details):
+  """A row a chain: its edits, mean and standard error over seeds."""
+  names = [n for n in details[0] if n not in ("system", "seed")]
+  lines = [
+      "| system | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|",
+  ]
+  for system in dict.fromkeys(d["system"] for d in details):
+    rows = [d for d in details if d["system"] == system]
+    cells = [_spread([r[name] for r in rows]) for name in names]
+    lines.append(f"| {system} | " + " | ".join(cells) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def plot(records, path):
+  """Scene-graph IoU against network calls, a line a system."""
+  figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+  grouped = by_system(records)
+  for system in dict.fromkeys(name for name, _ in grouped):
+    points = [
+        (
+            np.mean([r["network_calls"] for r in rows]),
+            np.mean([r["sg_iou"] for r in rows]),
+        )
+        for (name, _), rows in grouped.items() if name == system
+    ]
+    axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=system)
+  axes.set_xlabel("network calls an image")
+  axes.set_ylabel("scene-graph IoU (oracle)")
+  axes.legend(fontsize=8)
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def _spread(values):
+  values = np.array([v for v in values if v is not None], float)
+  if not len(values):
+    return ""
+  digits = 1 if values.mean() > 5 else 3
+  mean = f"{values.mean():.{digits}f}"
+  if len(values) == 1:
+    return mean
+  return f"{mean} ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
+
+
+if __name__ == "__main__":
+  main()

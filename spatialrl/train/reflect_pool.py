@@ -1,0 +1,89 @@
+"""What the phases of the job `reflect` hand to each other."""
+
+import dataclasses
+
+import numpy as np
+
+from spatialrl.io import assets
+from spatialrl.models.build import load_reward
+from spatialrl.models.reward_model import RewardConfig
+from spatialrl.reflect import checker as checkers
+from spatialrl.reflect import editing
+
+_CONTEXTS = 6  # keeps this random stream apart from others
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """Pictures as the parts make them, for training those that look at them.
+
+  Attributes:
+    images: u8[N, S, S, 3]: drawn, then edited once by rules.
+    prompts: list of N str.
+    boxes: list of N dicts, what the detector finds in each.
+  """
+
+  images: np.ndarray
+  prompts: list
+  boxes: list
+
+
+def load_drawn(root, name):
+  """`Drawn` of the workdir `root`; name is "train" or "held_out"."""
+  with np.load(root / "drawn/drawn.npz") as file:
+    images = file[f"{name}_images"]
+    prompts = file[f"{name}_prompts"].tolist()
+  return Drawn(images, prompts, editing.found_boxes(images))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """Images that the Checker does not accept, what a group is about.
+
+  Attributes:
+    images: u8[N, S, S, 3].
+    prompts: list of N str.
+    boxes: list of N dicts from label to box.
+    probability: f32[N, R], the Checker's.
+  """
+
+  images: np.ndarray
+  prompts: list
+  boxes: list
+  probability: np.ndarray
+
+  def take(self, rows):
+    """The rows of a numpy index, as a Pool."""
+    return Pool(
+        self.images[rows],
+        [self.prompts[i] for i in rows],
+        [self.boxes[i] for i in rows],
+        self.probability[rows],
+    )
+
+
+def open_pool(root, check, batch):
+  """The Pool of the images of the phase `drawn`."""
+  data = load_drawn(root, "train")
+  said = checkers.in_batches(check, data.images, data.prompts, batch)
+  whole = Pool(data.images, data.prompts, data.boxes, said)
+  return whole.take(np.flatnonzero(~checkers.accepted(whole.probability)))
+
+
+def load_checker(root):
+  """The Checker of the workdir `root`."""
+  return checkers.Checker(*load_reward(root / "checker/checker.safetensors"))
+
+
+def load_actor(root, phase):
+  """(RewardConfig, weights) of the Actor that a phase made."""
+  params, metadata = assets.load(root / phase / "actor.safetensors")
+  return RewardConfig.from_json(metadata["actor"]), params
+
+
+def contexts(pool, config, step):
+  """The images of an iteration, each repeated for its group, as a Pool."""
+  rng = np.random.default_rng([config.seed, step, _CONTEXTS])
+  rows = rng.choice(len(pool.prompts), config.contexts,
+                    replace=len(pool.prompts) < config.contexts)
+  return pool.take(np.repeat(rows, config.group))
