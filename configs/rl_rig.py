@@ -9,6 +9,8 @@ from ml_collections import config_dict
 
 from spatialrl.train.configs import load_config
 
+_SCHEDULE = {"name": "shifted", "shift": 3.0}
+
 
 def get_config(arg=""):
   """The config; `arg` "tiny" makes a run of seconds at 16 px."""
@@ -35,7 +37,7 @@ def get_config(arg=""):
       "caption_dropout": 0.1,
       "optimizer": _optimizer(5e-4, 50),
       "eval": {
-          "prompts": 128, "batch": 128, "steps": 8, "shift": 3.0,
+          "prompts": 128, "batch": 128, "steps": 8, "schedule": _SCHEDULE,
           "guidance": 1.0, "max_tokens": 27,
       },
   }
@@ -57,7 +59,9 @@ def get_config(arg=""):
   c.drawn = {
       "train": 768,  # prompts; each is drawn once and edited once
       "held_out": 256,
-      "sampling": {"batch": 128, "steps": 8, "shift": 3.0, "guidance": 1.0},
+      "sampling": {
+          "batch": 128, "steps": 8, "schedule": _SCHEDULE, "guidance": 1.0,
+      },
       "edit": edit,
   }
   c.checker = {
@@ -116,9 +120,11 @@ def get_config(arg=""):
       "credit": {"name": "judge_map", "judge": "preserved", "alpha": 1.0},
       "objective": {"name": "ppo", "clip_range": 1e-3, "adv_clip": 5.0},
       "anchor": {"name": "none"},
+      "refresh": {"name": "fixed"},
       "behaviour": {"name": "current"},
       "train": {
-          "updates": 2, "anchor_weight": 0.0, "ema_decay": 0.8, "ema_every": 1,
+          "updates": 2, "microbatch": 0, "anchor_weight": 0.0,
+          "ema_decay": 0.8, "ema_every": 1,
       },
       "checkpoint": {"every": 10, "keep_last": 1},
       "optimizer": _optimizer(1e-4, 5, schedule="constant"),
@@ -146,7 +152,8 @@ def _generator():
   q = load_config(path).to_dict()
   kept = (
       "lora", "rollout", "schedule", "transition", "log_prob", "credit",
-      "objective", "behaviour", "train", "optimizer", "select", "advantage",
+      "objective", "refresh", "behaviour", "train", "optimizer", "select",
+      "advantage",
   )
   g = {name: q[name] for name in kept}
   g["steps"] = 24
