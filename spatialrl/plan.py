@@ -136,27 +136,27 @@ def _mesh(config, place):
 def describe(name, one, place):
   """Lines about one program."""
   gigabytes = {kind: n / 1e9 for kind, n in one.hbm_bytes.items()}
-  parts = "  ".join(f"{kind} {n:.2f}" for kind, n in gigabytes.items())
+  parts = "  ".join(f"{kind} {n:.3g}" for kind, n in gigabytes.items())
   sent = [
-      f"{kind} over {axes or 'one device'} {count / 1e9:.3f}"
+      f"{kind} over {axes or 'one device'} {count / 1e9:.3g}"
       for kind, axes_of_kind in one.collective_bytes.items()
       for axes, count in axes_of_kind.items()
   ]
   ratio = one.estimated_seconds / max(one.roofline_seconds, 1e-12)
   lines = [
       f"{name}, {one.calls} an iteration",
-      f"  memory GB   {parts}  = {one.hbm / 1e9:.2f} of"
-      f" {place.chip.hbm / 1e9:.2f}",
-      f"  work        {one.flops / 1e12:.2f} TFLOP, {one.bytes / 1e9:.2f} GB"
+      f"  memory GB   {parts}  = {one.hbm / 1e9:.3g} of"
+      f" {place.chip.hbm / 1e9:.4g}",
+      f"  work        {one.flops / 1e12:.3g} TFLOP, {one.bytes / 1e9:.3g} GB"
       " through memory",
       f"  received GB {', '.join(sent) or 'nothing'}",
-      f"  seconds     {one.estimated_seconds:.4f} computing,"
-      f" {ratio:.2f} of roofline {one.roofline_seconds:.4f};"
-      f" {one.interconnect_seconds:.4f} on the interconnect",
+      f"  seconds     {one.estimated_seconds:.3g} computing,"
+      f" {ratio:.3g} of roofline {one.roofline_seconds:.3g};"
+      f" {one.interconnect_seconds:.3g} on the interconnect",
   ]
   if one.kernel_seconds:
     lines.append(
-        f"              of it {one.kernel_seconds:.4f} attention kernels, by"
+        f"              of it {one.kernel_seconds:.3g} attention kernels, by"
         " their FLOPs"
     )
   if one.unknown:
@@ -175,8 +175,8 @@ def verdict(plan, config):
     rate = plan.images / plan.seconds
     return [
         f"fits: {_gb(plan.spare)} of a device to spare",
-        f"{plan.images} images an iteration in {plan.seconds:.1f} s or more:"
-        f" {rate:.3f} images/s, {rate / plan.place.count:.4f} a chip",
+        f"{plan.images} images an iteration in {plan.seconds:.3g} s or more:"
+        f" {rate:.3g} images/s, {rate / plan.place.count:.3g} a chip",
     ]
   lines = [f"does not fit: {_gb(plan.spare)} to spare, {_gb(SPARE)} wanted"]
   if plan.too_large:
