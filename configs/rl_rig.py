@@ -62,11 +62,11 @@ def get_config(arg=""):
   }
   c.checker = {
       "init": "reward.safetensors",
-      "steps": 1500,
+      "steps": 2400,
       "batch": 128,  # questions
       "ema_decay": 0.98,
       "log_every": 50,
-      "eval_every": 500,
+      "eval_every": 800,
       "checkpoint": {"every": 100, "keep_last": 1},
       "aside": 0.2,  # of the drawn images, for the calibration
       "noise": 0.05,
@@ -75,11 +75,11 @@ def get_config(arg=""):
   }
   c.actor = {
       "init": "reward.safetensors",
-      "steps": 250,
+      "steps": 1200,
       "batch": 128,
       "ema_decay": 0.98,
       "log_every": 25,
-      "eval_every": 250,
+      "eval_every": 400,
       "checkpoint": {"every": 100, "keep_last": 1},
       "noise": 0.05,
       "optimizer": _optimizer(1e-3, 25),
