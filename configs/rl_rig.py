@@ -1,6 +1,11 @@
 """RL-RIG (arXiv:2602.19974) on the embedded world, every part of it.
 
   python -m spatialrl.main --config configs/rl_rig.py --workdir runs/rl_rig
+
+Nine phases, each in a folder of its own: four parts are taught what they need,
+two GRPO phases train Actor and editor, a third is the control, and the last one
+measures every system. docs/rl_rig.md explains them, experiments/rl_rig has what
+was measured.
 """
 
 import pathlib
