@@ -1,6 +1,11 @@
 """RL-RIG (arXiv:2602.19974) on the embedded world, every part of it.
 
   python -m spatialrl.main --config configs/rl_rig.py --workdir runs/rl_rig
+
+Nine phases, each in a folder of its own: four parts are taught what they need,
+two GRPO phases train Actor and editor, a third is the control, and the last one
+measures every system. docs/rl_rig.md explains them, experiments/rl_rig has what
+was measured.
 """
 
 import pathlib
@@ -66,11 +71,11 @@ def get_config(arg=""):
   }
   c.checker = {
       "init": "reward.safetensors",
-      "steps": 1500,
+      "steps": 2400,
       "batch": 128,  # questions
       "ema_decay": 0.98,
       "log_every": 50,
-      "eval_every": 500,
+      "eval_every": 800,
       "checkpoint": {"every": 100, "keep_last": 1},
       "aside": 0.2,  # of the drawn images, for the calibration
       "noise": 0.05,
@@ -79,11 +84,11 @@ def get_config(arg=""):
   }
   c.actor = {
       "init": "reward.safetensors",
-      "steps": 250,
+      "steps": 1200,
       "batch": 128,
       "ema_decay": 0.98,
       "log_every": 25,
-      "eval_every": 250,
+      "eval_every": 400,
       "checkpoint": {"every": 100, "keep_last": 1},
       "noise": 0.05,
       "optimizer": _optimizer(1e-3, 25),

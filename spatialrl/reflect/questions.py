@@ -52,6 +52,18 @@ def rendered(rng, count, size):
   return images, shown
 
 
+def mirrored(image, found):
+  """A picture u8[S, S, 3] and its boxes, left and right exchanged.
+
+  Every shape of the world is its own mirror image, so labels stay.
+  """
+  swapped = {
+      label: np.float32([1 - x2, y1, 1 - x1, y2])
+      for label, (x1, y1, x2, y2) in found.items()
+  }
+  return image[:, ::-1], swapped
+
+
 def _renamed(rng, graph):
   things = list(graph.things)
   names = scenes.other_labels(graph)

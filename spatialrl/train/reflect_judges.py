@@ -79,17 +79,19 @@ def checker(config, folder, mesh):
   def make_batch(step):
     rng = np.random.default_rng([config.seed, step, _CHECKER])
     half = config.batch // 2
-    rows = rng.integers(aside, len(data.prompts), half)
-    asked = [
-        questions.ask(rng, grammar.parse(data.prompts[i]), data.boxes[i])
-        for i in rows
-    ]
-    images, shown = questions.rendered(rng, config.batch - half, model.size)
+    images, asked = [], []
+    for i in rng.integers(aside, len(data.prompts), half):
+      image, found = data.images[i], data.boxes[i]
+      if rng.uniform() < 0.5:
+        image, found = questions.mirrored(image, found)
+      images.append(image)
+      asked.append(questions.ask(rng, grammar.parse(data.prompts[i]), found))
+    more, shown = questions.rendered(rng, config.batch - half, model.size)
     asked += [questions.ask(rng, graph, found) for graph, found in shown]
     text, truth = zip(*asked, strict=True)
     ids, mask = tokenizers.encode(tokenizer, text, checkers.TOKENS)
     return {
-        "images": np.concatenate([data.images[rows], images]),
+        "images": np.concatenate([np.stack(images), more]),
         "ids": ids, "mask": mask, "truth": np.array(truth),
     }
 
