@@ -65,7 +65,7 @@ _SCENES = (
     *_VECTORS,
     *_ADAPTERS,
     (r"(.*/)?(words|pool)", P("fsdp")),
-    (r"(.*/)?(positions|reward_token)", P()),
+    (r"(.*/)?(positions|reward_token|holds|steps|spoken)", P()),
     (r"(.*/)?patches/kernel", P(None, "fsdp")),
     (r"(.*/)?(head|flaws|quality|relations|things)_(in|out)/kernel", P()),
     *_TRANSFORMER,
