@@ -37,6 +37,21 @@ def prepare(workdir, config):
     ValueError: the directory belongs to a run with another config; the
       sentence names the first fields that differ.
   """
+  workdir, stamp = check(workdir, config)
+  if jax.process_index() == 0:
+    write_json(workdir / "config.json", stamp)
+  return workdir
+
+
+def check(workdir, config):
+  """Refuses what `prepare` would, before there is anything to lose.
+
+  Returns:
+    (`workdir` as an absolute `pathlib.Path`, dict that `prepare` writes).
+
+  Raises:
+    OSError, ValueError: see `prepare`.
+  """
   check_local(workdir)
   workdir = pathlib.Path(workdir).expanduser().absolute()
   check_writable(workdir)
@@ -47,27 +62,25 @@ def prepare(workdir, config):
     "versions": _versions(),
     "revision": git_revision(),
   }
-  if path.exists():
-    first = _read_stamp(path)
-    differ = differences(
-      _without_free(first["config"]), _without_free(resolved),
-      "config.{} was {}, is {}",
+  if not path.exists():
+    return workdir, stamp
+  first = _read_stamp(path)
+  differ = differences(
+    _without_free(first["config"]), _without_free(resolved),
+    "config.{} was {}, is {}",
+  )
+  if differ:
+    raise ValueError(
+      f"{workdir} holds a run with another config: {differ}; resume with the"
+      " same config or use another workdir"
     )
-    if differ:
-      raise ValueError(
-        f"{workdir} holds a run with another config: {differ}; resume with the"
-        " same config or use another workdir"
+  for name in ("versions", "revision"):
+    if first[name] != stamp[name]:
+      logging.warning(
+        "%s was started with %s %s and goes on with %s",
+        *(workdir, name, first[name], stamp[name]),
       )
-    for name in ("versions", "revision"):
-      if first[name] != stamp[name]:
-        logging.warning(
-          "%s was started with %s %s and goes on with %s",
-          *(workdir, name, first[name], stamp[name]),
-        )
-    stamp = {**first, "config": resolved}
-  if jax.process_index() == 0:
-    write_json(path, stamp)
-  return workdir
+  return workdir, {**first, "config": resolved}
 
 
 def check_local(workdir):

@@ -7,6 +7,7 @@ import numpy as np
 
 from spatialrl.flow import rollout as rollouts
 from spatialrl.flow.transition import LOG_PROBS
+from spatialrl.io import workdir as workdirs
 from spatialrl.parallel import distributed
 from spatialrl.parallel import mesh as meshes
 from spatialrl.rewards.judges import close_judges
@@ -25,20 +26,21 @@ def run(config, workdir, mesh):
   with distributed.in_turn():
     config = tiny.prepare(config, workdir)
   check(config, mesh)
-  run_ = Run(config, workdir)
+  workdirs.check(workdir, config)
   world = worlds.WORLDS[worlds.name_of(config)](config, workdir, mesh)
   try:
-    return _train(config, mesh, run_, world, began)
+    return _train(config, workdir, mesh, world, began)
   finally:
     close_judges(world.judges)
 
 
-def _train(config, mesh, run_, world, began):
+def _train(config, workdir, mesh, world, began):
   """Iterates to the end; returns the summary."""
   loop = loops.Loop(
       config, mesh, world.policy, world.judges, world.read, world.trusted
   )
   base, prompts = world.params, world.prompts
+  run_ = Run(config, workdir)
   state = loop.init(base)
 
   def finish(state, done, values):
