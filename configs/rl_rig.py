@@ -166,6 +166,7 @@ def _generator():
   g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
   g["select"] = {"name": "topk_bottomk", "k": 2}
   g["aggregate"] = {"name": "weighted_sum", "weights": {"checker": 1.0}}
+  g["rewards"] = {}  # the Checker is handed to the loop
   g["anchor"] = {"name": "none"}
   g["train"] |= {"anchor_weight": 0.0, "ema_decay": 0.8}
   g["optimizer"] |= {"schedule": "constant"}

@@ -1,4 +1,4 @@
-"""The job on random weights: both GRPO phases and the evaluation."""
+"""The job on random weights: all GRPO phases and the evaluation."""
 
 import json
 import pathlib
@@ -56,7 +56,6 @@ def workdir(tmp_path_factory):
           random_like(lambda key: actors.init(model, key)),
           {"actor": model.to_json()},
       ),
-      "generator_grpo/trained": (params["mmdit"], {}),
   }
   for name, (tree, metadata) in files.items():
     path = root / f"{name}.safetensors"
@@ -104,6 +103,8 @@ def test_phases_write_their_numbers_and_weights(done):
   assert [row["step"] for row in rows] == [1, 2]
   assert rows[0]["grad_norm"] > 0
   assert rows[0]["ratio_first_deviation"] < 1e-5
+  rows = read_metrics(done / "generator_grpo")
+  assert [row["step"] for row in rows] == [1, 2]
   before, _ = assets.load(done / "editor/editor.safetensors")
   after, _ = assets.load(done / "editor_grpo/editor.safetensors")
   np.testing.assert_array_equal(after["text"]["words"], before["text"]["words"])
