@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spatialrl.models.reward_model import RewardConfig
+from spatialrl.models.reward_model import RewardConfig, to_patches
 from spatialrl.models.text_encoder import TransformerBlock
 from spatialrl.scenes import instructions
 
@@ -32,9 +32,8 @@ class Actor(nn.Module):
   @nn.compact
   def __call__(self, images, ids, mask, verdict, words):
     c = self.config
-    batch, side, p = images.shape[0], c.size // c.patch, c.patch
-    x = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-    x = nn.Dense(c.width, name="patches")(x.reshape(batch, side * side, -1))
+    side = c.size // c.patch
+    x = nn.Dense(c.width, name="patches")(to_patches(c, images))
     unit = nn.initializers.normal(1.0)
     x = x + self.param("positions", unit, (side * side, c.width))[None]
     table = self.param("words", unit, (c.vocabulary, c.width))

@@ -59,6 +59,13 @@ class RewardConfig:
     return cls(**json.loads(text))
 
 
+def to_patches(config, images):
+  """f32[B, S, S, 3] -> f32[B, P, patch * patch * 3], row by row."""
+  side, p = config.size // config.patch, config.patch
+  x = images.reshape(-1, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(-1, side * side, p * p * 3)
+
+
 class Backbone(nn.Module):
   """Image and prompt to last states, normed.
 
@@ -72,9 +79,8 @@ class Backbone(nn.Module):
   @nn.compact
   def __call__(self, images, ids, mask):
     c = self.config
-    batch, side, p = images.shape[0], c.size // c.patch, c.patch
-    x = images.reshape(batch, side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5)
-    x = nn.Dense(c.width, name="patches")(x.reshape(batch, side * side, -1))
+    batch, side = images.shape[0], c.size // c.patch
+    x = nn.Dense(c.width, name="patches")(to_patches(c, images))
     unit = nn.initializers.normal(1.0)
     x = x + self.param("positions", unit, (side * side, c.width))[None]
     words = self.param("words", unit, (c.vocabulary, c.width))

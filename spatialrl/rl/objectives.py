@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from spatialrl.records import Step
-from spatialrl.rl import forward, pairwise, ppo
+from spatialrl.rl import forward, matching, pairwise, ppo
 
 
 def _on_path(surrogate):
@@ -33,7 +33,7 @@ def _on_path(surrogate):
       new,
       batch.trajectory.mean[k],
       old_log_prob,
-      _advantage(batch, k),
+      view.advantage(k),
       batch.weight[k],
       **settings,
     )
@@ -42,153 +42,6 @@ def _on_path(surrogate):
     return loss, metrics, lambda: (new, view.step(k, "reference"))
 
   return entry
-
-
-def _advantage(batch, k):
-  """The advantage of window step k: f32[M], or f32[M, h, w]."""
-  advantage = batch.advantage
-  advantage = advantage[k] if advantage.shape[0] > 1 else advantage[0]
-  if advantage.shape[1:] == (1, 1):
-    return advantage[:, 0, 0]
-  return advantage
-
-
-def _at(view, x_t, t, v):
-  """The `anchored` of an entry that visits states, not transitions."""
-  return lambda: (Step(v), Step(view.velocity(x_t, t, "reference")))
-
-
-def nft(view, k, key, *, draws, time_shift, mix, adv_clip):
-  """DiffusionNFT on the finished images; see `forward.nft`.
-
-  Args:
-    view: View.
-    k: i32[], index of the draw.
-    key: PRNG key of the optimizer step.
-    draws: noisy copies of each image.
-    time_shift: towards noise, see `forward.noised`.
-    mix: b of the paper.
-    adv_clip: A_max of the paper.
-
-  Returns:
-    As the module says.
-  """
-  x0 = view.batch.trajectory.final
-  x_t, t, _ = forward.noised(x0, key, k, draws=draws, time_shift=time_shift)
-  v = view.velocity(x_t, t)
-  v_old = view.velocity(x_t, t, "old")
-  loss = forward.nft(
-    v, v_old, x0, x_t, t, _advantage(view.batch, 0), mix=mix, adv_clip=adv_clip
-  )
-  moved = jnp.mean(jnp.square(v - v_old), (1, 2, 3))
-  return loss, {"old_distance": moved}, _at(view, x_t, t, v)
-
-
-def weighted_fm(view, k, key, *, draws, time_shift):
-  r"""Flow matching on the policy's own images, weighted by credit and reward.
-
-  $L_i = A_i\, \mathrm{mean}_p\, w_p\, |v - (\epsilon - x_0)|^2_p$: with
-  advantage `raw` and a reward of 1, plain regression; with a credit map,
-  SRUM's and PatchDPO's weighted regression.
-
-  Args:
-    view: View.
-    k: i32[], index of the draw.
-    key: PRNG key of the optimizer step.
-    draws: noisy copies of each image.
-    time_shift: towards noise, see `forward.noised`.
-
-  Returns:
-    As the module says.
-  """
-  batch = view.batch
-  x_t, t, target = forward.noised(
-    batch.trajectory.final, key, k, draws=draws, time_shift=time_shift
-  )
-  v = view.velocity(x_t, t)
-  error = jnp.mean(batch.weight[0] * forward.flow_error(v, target), (1, 2))
-  return _advantage(batch, 0) * error, {"error": error}, _at(view, x_t, t, v)
-
-
-def patch_fm(view, k, key, *, draws, time_shift):
-  r"""PatchDPO (arXiv:2412.03177): regression on two images, place by place.
-
-  $L_i = \mathrm{mean}_p\,[w_p\,e_p(x_0) + w^{trust}_p\,e_p(x^{trust}_0)]$ with
-  e the flow-matching error and the weights those of the credit
-  `patch_quality`. No reference model, no logistic and no reward, as in the
-  public code; the images share noise and time (ours).
-
-  Args:
-    view: View, of a batch with `trusted`.
-    k: i32[], index of the draw.
-    key: PRNG key of the optimizer step.
-    draws: noisy copies of each image.
-    time_shift: towards noise, see `forward.noised`.
-
-  Returns:
-    As the module says.
-  """
-  batch = view.batch
-  seen, errors = [], []
-  images = (batch.trajectory.final, batch.trusted)
-  for x0, weight in zip(images, batch.weight, strict=True):
-    x_t, t, target = forward.noised(
-      x0, key, k, draws=draws, time_shift=time_shift
-    )
-    v = view.velocity(x_t, t)
-    seen.append((x_t, t, v))
-    errors.append(jnp.mean(weight * forward.flow_error(v, target), (1, 2)))
-  metrics = {"own_error": errors[0], "trusted_error": errors[1]}
-  return sum(errors), metrics, _at(view, *seen[0])
-
-
-def contrastive_fm(
-  view, k, key, *, draws, time_shift, scale, temperature, others
-):
-  r"""SoftREPA (arXiv:2503.08250): an image's error is lowest under its prompt.
-
-  $L_i = -\log \mathrm{softmax}_j\,(s\, e^{-E_{ij} / T})_i$ with $E_{ij}$ the
-  flow-matching error of trusted image i under prompt j, one noise and time for
-  all j. j runs over the image's own prompt, that prompt with one relation
-  flipped (ours; the paper's abstract has the prompts of the batch) and
-  `others` prompts of other groups. The public code learns s and T as well.
-
-  Args:
-    view: View, of a batch with `trusted` and `contrast`, groups contiguous.
-    k: i32[], index of the draw.
-    key: PRNG key of the optimizer step.
-    draws: noisy copies of each image.
-    time_shift: towards noise, see `forward.noised`.
-    scale: s > 0.
-    temperature: T > 0, in units of the error.
-    others: prompts of other groups, fewer than there are groups.
-
-  Returns:
-    As the module says; the share of images whose own prompt has the lowest
-    error is `retrieved`.
-  """
-  batch = view.batch
-  x_t, t, target = forward.noised(
-    batch.trusted, key, k, draws=draws, time_shift=time_shift,
-    group=jnp.zeros_like(batch.trajectory.group),
-  )
-  group = batch.trajectory.group
-  size = jnp.sum(group == group[0])
-  texts = [(), (batch.contrast,)]
-  for place in range(1, others + 1):
-    moved = jax.tree.map(
-      lambda a, n=place: jnp.roll(a, n * size, 0), batch.conditioning
-    )
-    texts.append((moved,))
-  fields = [view.velocity(x_t, t, text=text) for text in texts]
-  errors = jnp.stack(
-    [forward.flow_error(v, target).mean((1, 2)) for v in fields], 1
-  )
-  logits = scale * jnp.exp(-errors / temperature)
-  loss = -jax.nn.log_softmax(logits)[:, 0]
-  retrieved = (jnp.argmin(errors, 1) == 0).astype(jnp.float32)
-  metrics = {"retrieved": retrieved, "error": errors[:, 0]}
-  return loss, metrics, _at(view, x_t, t, fields[0])
 
 
 def dpo(view, k, key, *, draws, time_shift, beta, rank_weighted=False):
@@ -280,7 +133,7 @@ def prdp(view, k, key, *, beta, clip):
   del key, beta, clip
   batch, new = view.batch, view.step(k)
   log_prob = jnp.mean(new.log_prob, (1, 2))
-  loss = _advantage(batch, 0) * batch.visits.shape[0] * log_prob
+  loss = view.advantage(0) * batch.visits.shape[0] * log_prob
   change = log_prob - jnp.mean(batch.trajectory.log_prob[k], (1, 2))
   metrics = {"approx_kl": 0.5 * jnp.square(change)}
   return loss, metrics, lambda: (new, view.step(k, "reference"))
@@ -327,7 +180,7 @@ def reward_step(view, k, key):
   x, t = path.x[k], jnp.broadcast_to(path.t[k], path.x.shape[1:2])
   v = view.velocity(x, t)
   reward = view.score(x - t[:, None, None, None] * v)
-  return -reward, {"predicted_reward": reward}, _at(view, x, t, v)
+  return -reward, {"predicted_reward": reward}, view.anchored_at(x, t, v)
 
 
 def reward_chain(view, k, key, *, draws, gradient_steps, random_start):
@@ -378,11 +231,8 @@ def _at_start(view, x, t):
   )
 
 
-OBJECTIVES = {name: _on_path(entry) for name, entry in ppo.PPO.items()} | {
-  "nft": nft,
-  "weighted_fm": weighted_fm,
-  "patch_fm": patch_fm,
-  "contrastive_fm": contrastive_fm,
+OBJECTIVES = {name: _on_path(entry) for name, entry in ppo.PPO.items()}
+OBJECTIVES |= matching.MATCHING | {
   "dpo": dpo,
   "d3po": d3po,
   "prdp": prdp,

@@ -3,6 +3,7 @@
 import jax
 
 from spatialrl.flow.transition import evaluate_step
+from spatialrl.records import Step
 
 
 class View:
@@ -39,6 +40,24 @@ class View:
     self.calls += 1
     v = self._fields[who](x, t, *text)
     return v if who == "new" else jax.lax.stop_gradient(v)
+
+  def advantage(self, k):
+    """That of window step k: f32[M], or f32[M, h, w]."""
+    advantage = self.batch.advantage
+    advantage = advantage[k] if advantage.shape[0] > 1 else advantage[0]
+    if advantage.shape[1:] == (1, 1):
+      return advantage[:, 0, 0]
+    return advantage
+
+  def anchored_at(self, x, t, v):
+    """The `anchored` of an objective that visits states, not transitions.
+
+    Args:
+      x: f32[M, h, w, C].
+      t: f32[M].
+      v: f32[M, h, w, C], what the trained policy said there.
+    """
+    return lambda: (Step(v), Step(self.velocity(x, t, "reference")))
 
   def step(self, k, who="new"):
     """records.Step of window step k, which may be traced."""

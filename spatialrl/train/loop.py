@@ -1,8 +1,6 @@
 """One iteration of online training as three compiled programs."""
 
 import dataclasses
-import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,56 +9,23 @@ import numpy as np
 from spatialrl.data import tokenizers
 from spatialrl.data.prompts import Tokens
 from spatialrl.flow import rollout as rollouts
-from spatialrl.flow.schedules import SCHEDULES
-from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
 from spatialrl.parallel import mesh as meshes
 from spatialrl.parallel import partition
 from spatialrl.records import UpdateBatch, map_rows
-from spatialrl.rewards.aggregate import AGGREGATORS
 from spatialrl.rewards.judges import COMPARING
-from spatialrl.rewards.refresh import REFRESHES, Refresh
+from spatialrl.rewards.refresh import Refresh
 from spatialrl.rl import select as selection
-from spatialrl.rl.advantage import ADVANTAGES, initial_stats
-from spatialrl.rl.anchors import ANCHORS
-from spatialrl.rl.credit import CREDITS
-from spatialrl.rl.ema import BEHAVIOURS
-from spatialrl.rl.objectives import DENSITY, OBJECTIVES, PREPARE
-from spatialrl.rl.select import SELECTORS
+from spatialrl.rl.advantage import initial_stats
 from spatialrl.scenes import render
 from spatialrl.scenes.graph import PREDICATES
 from spatialrl.train import fit_slots
 from spatialrl.train.measures import Clock, reward_metrics
-from spatialrl.train.slots import bind
+from spatialrl.train.slots import bind_all
 from spatialrl.train.state import init_state, make_optimizer
 from spatialrl.train.update import make_update
 
 # Purposes of the run's key; 3 is the update's.
 _ROLLOUT, _WINDOW, _VISITS = 1, 2, 4
-
-
-def slots(config):
-  """Every slot of the loop, looked up and bound."""
-  bound = types.SimpleNamespace(log_prob=LOG_PROBS[config.log_prob])
-  for name, table in (
-      ("transition", TRANSITIONS),
-      ("aggregate", AGGREGATORS),
-      ("select", SELECTORS),
-      ("advantage", ADVANTAGES),
-      ("credit", CREDITS),
-      ("objective", OBJECTIVES),
-      ("anchor", ANCHORS),
-      ("schedule", SCHEDULES),
-      ("behaviour", BEHAVIOURS),
-      ("refresh", REFRESHES),
-  ):
-    setattr(bound, name, bind(table, config[name], name))
-  name, settings = config.objective.name, bound.objective.keywords
-  bound.prepare = None
-  if name in PREPARE:
-    bound.prepare = functools.partial(PREPARE[name], **settings)
-  if name not in DENSITY:
-    bound.log_prob = None
-  return bound
 
 
 def kept_rows(config):
@@ -96,7 +61,7 @@ class Loop:
     self._trusted = trusted if fit_slots.trusting(config) else None
     self._read = read or Tokens(config.prompts.max_tokens)
     self._judges, self._mesh = judges, mesh
-    self._slots = slots(config)
+    self._slots = bind_all(config)
     self._rows = meshes.batched(mesh)
     self._times = np.asarray(self._slots.schedule(config.rollout.steps))
     self._optimizer = make_optimizer(

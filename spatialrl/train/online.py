@@ -18,6 +18,7 @@ from spatialrl.scenes.graph import PREDICATES
 from spatialrl.train import fit_slots, tiny, worlds
 from spatialrl.train import loop as loops
 from spatialrl.train.run import Run
+from spatialrl.train.slots import bind_all
 
 
 def run(config, workdir, mesh):
@@ -94,7 +95,7 @@ def check(config, mesh):
   meshes.check_divides(
       mesh, "prompts.per_step x rollout.group", p.per_step * r.group
   )
-  loops.slots(config)
+  bind_all(config)
   rollouts.check_window(
       r.steps, tuple(r.window_range), r.window, config.transition.name,
       r.last_step, density=config.objective.name in DENSITY,

@@ -8,14 +8,13 @@ from spatialrl.flow.rollout import check_window
 from spatialrl.rl.advantage import ADVANTAGES
 from spatialrl.rl.ppo import PPO
 from spatialrl.train import (
-    loop,
     reflect_edit_grpo,
     reflect_eval,
     reflect_grpo,
     reflect_judges,
     reflect_parts,
 )
-from spatialrl.train.slots import bind
+from spatialrl.train.slots import bind, bind_all
 
 
 def run(config, workdir, mesh):
@@ -52,7 +51,7 @@ def check(config):
     )
   bind(ADVANTAGES, a.advantage, "advantage")
   bind(PPO, a.objective, "objective")
-  loop.slots(b)
+  bind_all(b)
   check_window(
       b.rollout.steps, tuple(b.rollout.window_range), b.rollout.window,
       b.transition.name, "ode",

@@ -26,6 +26,7 @@ from spatialrl.train.reflect_pool import (
     open_pool,
 )
 from spatialrl.train.run import Run
+from spatialrl.train.slots import bind_all
 from spatialrl.train.state import init_state, make_optimizer
 from spatialrl.train.update import make_update
 
@@ -44,7 +45,7 @@ def editor_grpo(config, folder, mesh):
   editor, base = editors.load(root / "editor/editor.safetensors")
   base = jax.device_put(base, meshes.replicated(mesh))
   speaker = Learned(*load_actor(root, "actor_grpo"), temperature=1.0)
-  slots = loops.slots(config)
+  slots = bind_all(config)
   times = editor.start * jnp.asarray(slots.schedule(config.rollout.steps))
   groups, size = config.contexts, config.group
   pool = open_pool(root, check, groups * size)

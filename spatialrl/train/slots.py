@@ -2,6 +2,18 @@
 
 import functools
 import inspect
+import types
+
+from spatialrl.flow.schedules import SCHEDULES
+from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
+from spatialrl.rewards.aggregate import AGGREGATORS
+from spatialrl.rewards.refresh import REFRESHES
+from spatialrl.rl.advantage import ADVANTAGES
+from spatialrl.rl.anchors import ANCHORS
+from spatialrl.rl.credit import CREDITS
+from spatialrl.rl.ema import BEHAVIOURS
+from spatialrl.rl.objectives import DENSITY, OBJECTIVES, PREPARE
+from spatialrl.rl.select import SELECTORS
 
 
 def bind(table, config, field):
@@ -36,6 +48,35 @@ def bind(table, config, field):
       raise ValueError(f"{field}.{key} is missing; {name!r} needs it.")
   bound = {key: config[key] for key in wanted if key in config}
   return functools.partial(table[name], **bound)
+
+
+def bind_all(config):
+  """Every slot of an `online` run, looked up and bound.
+
+  Raises:
+    ValueError: see `bind`.
+  """
+  bound = types.SimpleNamespace(log_prob=LOG_PROBS[config.log_prob])
+  for name, table in (
+      ("transition", TRANSITIONS),
+      ("aggregate", AGGREGATORS),
+      ("select", SELECTORS),
+      ("advantage", ADVANTAGES),
+      ("credit", CREDITS),
+      ("objective", OBJECTIVES),
+      ("anchor", ANCHORS),
+      ("schedule", SCHEDULES),
+      ("behaviour", BEHAVIOURS),
+      ("refresh", REFRESHES),
+  ):
+    setattr(bound, name, bind(table, config[name], name))
+  name, settings = config.objective.name, bound.objective.keywords
+  bound.prepare = None
+  if name in PREPARE:
+    bound.prepare = functools.partial(PREPARE[name], **settings)
+  if name not in DENSITY:
+    bound.log_prob = None
+  return bound
 
 
 def _settings(function):

@@ -11,7 +11,7 @@ import pytest
 from spatialrl.flow import rollout as rollouts
 from spatialrl.flow import schedules, transition
 from spatialrl.records import Conditioning, UpdateBatch
-from spatialrl.rl import anchors, forward, objectives, pairwise
+from spatialrl.rl import anchors, forward, matching, objectives, pairwise
 from spatialrl.rl.view import View
 
 M, H, C, STEPS = 8, 2, 3, 4
@@ -219,7 +219,7 @@ def test_other_prompts_are_those_of_other_groups(noisy):
     return ask(x, t, who, text)
 
   view.velocity = spy
-  objectives.contrastive_fm(
+  matching.contrastive_fm(
     view, 0, jax.random.key(3), others=1, **CONTRAST
   )
   (moved,) = seen[2]
