@@ -142,7 +142,10 @@ def describe(name, one, place):
       for kind, axes_of_kind in one.collective_bytes.items()
       for axes, count in axes_of_kind.items()
   ]
-  ratio = one.estimated_seconds / max(one.roofline_seconds, 1e-12)
+  share = ""
+  if one.roofline_seconds:
+    ratio = one.estimated_seconds / one.roofline_seconds
+    share = f" {ratio:.3g} of roofline {one.roofline_seconds:.3g};"
   lines = [
       f"{name}, {one.calls} an iteration",
       f"  memory GB   {parts}  = {one.hbm / 1e9:.3g} of"
@@ -150,8 +153,7 @@ def describe(name, one, place):
       f"  work        {one.flops / 1e12:.3g} TFLOP, {one.bytes / 1e9:.3g} GB"
       " through memory",
       f"  received GB {', '.join(sent) or 'nothing'}",
-      f"  seconds     {one.estimated_seconds:.3g} computing,"
-      f" {ratio:.3g} of roofline {one.roofline_seconds:.3g};"
+      f"  seconds     {one.estimated_seconds:.3g} computing,{share}"
       f" {one.interconnect_seconds:.3g} on the interconnect",
   ]
   if one.kernel_seconds:

@@ -87,8 +87,9 @@ def run(name):
       "changes": changes,
       "programs": {n: dataclasses.asdict(one) for n, one in found.items()},
       "ratio": {
-          n: one.estimated_seconds / max(one.roofline_seconds, 1e-12)
+          n: one.estimated_seconds / one.roofline_seconds
           for n, one in found.items()
+          if one.roofline_seconds
       },
       "images": plan.images,
       "seconds": plan.seconds,
