@@ -1,4 +1,5 @@
-"""Moving averages of the trained weights: one evaluated, one that samples."""
+"""Weights beside the trained ones: an average that is evaluated, and the policy
+that samples."""
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,33 @@ def ema_update(ema, params, step, *, decay, every):
   return jax.tree.map(move, ema, params)
 
 
-def current(old, params, step):
+def current(old, before, params, step):
   """The policy that samples is the one being trained; nothing is remembered."""
-  del old, params, step
+  del old, before, params, step
   return {}
 
 
-def ema_old(old, params, step, *, rate, ceiling):
+def previous(old, before, params, step):
+  """The policy that samples is one update behind the one being trained.
+
+  Its weights are known before the update that it waits for, so the rollout of
+  the next iteration runs while the judges still score this one. Importance
+  ratios are against the policy that drew, as ever; they start off 1.
+
+  Args:
+    old: pytree of arrays.
+    before: pytree like `old`, the trained weights before the update.
+    params: pytree like `old`, those after it.
+    step: i32[], iterations done.
+
+  Returns:
+    `before`.
+  """
+  del old, params, step
+  return before
+
+
+def ema_old(old, before, params, step, *, rate, ceiling):
   r"""DiffusionNFT's sampling policy, an average that slows down.
 
   $\theta_{old} \leftarrow d\,\theta_{old} + (1 - d)\,\theta$ after iteration k,
@@ -47,6 +68,7 @@ def ema_old(old, params, step, *, rate, ceiling):
 
   Args:
     old: pytree of arrays.
+    before: the trained weights before the update; not needed.
     params: pytree like `old`.
     step: i32[], k.
     rate: growth of the decay an iteration.
@@ -55,8 +77,13 @@ def ema_old(old, params, step, *, rate, ceiling):
   Returns:
     pytree like `old`.
   """
+  del before
   decay = jnp.minimum(rate * jnp.asarray(step, jnp.float32), ceiling)
   return jax.tree.map(lambda o, p: decay * o + (1 - decay) * p, old, params)
 
 
-BEHAVIOURS = {"current": current, "ema_old": ema_old}
+BEHAVIOURS = {
+    "current": current,
+    "previous": previous,
+    "ema_old": ema_old,
+}

@@ -89,6 +89,7 @@ class Loop:
     self._look_up = jax.jit(self._encode_trusted)
     self._refresh = Refresh(config, self._slots.refresh, judges)
     blocks = config.rollout.attention_blocks
+    self._ahead = {}  # by step, what `_draw` gave before it was due
     self._words = tokenizers.word_table(
         tokenizers.load(), config.rollout.attention_words
     ) if blocks else None
@@ -121,7 +122,8 @@ class Loop:
     )
 
   def iterate(
-      self, base, state, prompts, labels, step, pause=lambda: None
+      self, base, state, prompts, labels, step, pause=lambda: None,
+      upcoming=None,
   ):
     """One pass of the pipeline.
 
@@ -132,23 +134,26 @@ class Loop:
       labels: i32[B], as `choose_prompts` gives.
       step: int, index of the iteration.
       pause: called between the programs, while `state` is still whole.
+      upcoming: prompts of the next iteration. With behaviour "previous" their
+        rollout starts before the judges of this one; nothing else changes.
 
     Returns:
       (TrainState, dict of numbers for `metrics.jsonl`).
     """
     config = self._config
     clock = Clock()
-    text = meshes.put_rows(self._mesh, self._read(prompts))
-    start = window_start(config, state.key, step)
-    clock.lap("host")
-    trajectory, cond, images = jax.block_until_ready(
-        self._rollout(
-            base, state.old or state.params, text, self._times, state.key,
-            step, start,
-        )
+    text, drawn = self._ahead.pop(step, None) or self._draw(
+        base, state.old or state.params, prompts, state.key, step
     )
+    clock.lap("host")
+    trajectory, cond, images = jax.block_until_ready(drawn)
     clock.lap("rollout")
     pause()
+    behind = config.behaviour.name == "previous"
+    if behind and upcoming is not None:
+      self._ahead[step + 1] = self._draw(
+          base, state.params, upcoming, state.key, step + 1
+      )
     shown, *trusted = self._trust(base, prompts, step)
     state, signals, learned = self._judge(
         state, prompts, trajectory.group, images, shown, step
@@ -169,8 +174,18 @@ class Loop:
     values["rollout_calls"] = float(
         len(prompts) * config.rollout.steps * self._twins()
     )
+    if behind:  # optimizer steps between the weights that drew and these
+      values["staleness"] = float(config.train.updates if step else 0)
     values["images_per_second"] = len(prompts) / clock.total()
     return state, values | clock.seconds
+
+  def _draw(self, base, weights, prompts, key, step):
+    """Starts a rollout; (tokens, its results, which need not be there yet)."""
+    text = meshes.put_rows(self._mesh, self._read(prompts))
+    start = window_start(self._config, key, step)
+    return text, self._rollout(
+        base, weights, text, self._times, key, step, start
+    )
 
   def _trust(self, base, prompts, step):
     """Trusted images, their latents, and contradicting prompts, encoded."""

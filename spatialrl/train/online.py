@@ -62,7 +62,12 @@ def _train(config, workdir, mesh, world, began):
     for step in run_.steps(int(state.step)):
       chosen, labels = choose_prompts(prompts, config, step)
       pause = functools.partial(run_.pause, state, step)
-      state, values = loop.iterate(base, state, chosen, labels, step, pause)
+      upcoming = None
+      if step + 1 < config.steps:
+        upcoming, _ = choose_prompts(prompts, config, step + 1)
+      state, values = loop.iterate(
+          base, state, chosen, labels, step, pause, upcoming
+      )
       finish(state, step + 1, values)
     return world.summarise(
         state, began, loop.compilations(),

@@ -154,6 +154,11 @@ def compile_all(config, mesh):
       (held.base, samples, held.text, times, state.key, number, number),
       (held.base, samples),
   )
+  if config.behaviour.name == "previous":  # the next rollout is there early
+    standing += _bytes(drawn)
+    rollout = dataclasses.replace(
+        rollout, resident=rollout.resident + _bytes(drawn)
+    )
   yield "rollout", rollout
   trajectory, cond, images = drawn
 

@@ -162,10 +162,10 @@ def make_update(policy, optimizer, slots, config, *, guidance, judge=None):
     parts = _split(
         batch, config.updates, f"train.updates is {config.updates}"
     )
-    carry = (base, old, state)
+    before, carry = state.params, (base, old, state)
     (_, _, state), out = jax.lax.scan(minibatch, carry, parts)
     if state.old:
-      moved = slots.behaviour(state.old, state.params, state.step)
+      moved = slots.behaviour(state.old, before, state.params, state.step)
       state = dataclasses.replace(state, old=moved)
     return state, _summarise(out)
 
