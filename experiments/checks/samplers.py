@@ -12,8 +12,7 @@ from spatialrl.evals import relations
 from spatialrl.flow import transition as transitions
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.scenes import check
-from spatialrl.train import fit_slots
-from spatialrl.train import loop as loops
+from spatialrl.train import draw, fit_slots
 from spatialrl.train.configs import load_config
 
 _APART = 0.1  # mean distance, as a share of the image, that counts as another
@@ -123,7 +122,7 @@ def moving_windows(world):
     config.select = {"name": "all"}
     config.train.anchor_weight = 0.0
     starts = [
-        int(loops.window_start(config, key, step)) for step in range(0, 700, 7)
+        int(draw.window_start(config, key, step)) for step in range(0, 700, 7)
     ]
     width = config.rollout.window
     rows.append({

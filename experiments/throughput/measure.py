@@ -26,6 +26,7 @@ from spatialrl.train import loop as loops
 from spatialrl.train import online
 from spatialrl.train.configs import load_config
 from spatialrl.train.finish import Evaluation
+from spatialrl.train.prepare import kept_rows
 
 
 def main():
@@ -91,7 +92,7 @@ def operations(config, policy, judges):
   calls = 1 if config.rollout.guidance == 1 else 2
   text = config.prompts.max_tokens
   forward = policy_flops(policy, text) * calls
-  updated = loops.kept_rows(config) * config.rollout.window
+  updated = kept_rows(config) * config.rollout.window
   work = {
       "rollout": images
       * (config.rollout.steps * forward + decoder_flops(policy)),

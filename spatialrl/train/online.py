@@ -17,6 +17,7 @@ from spatialrl.scenes import grammar
 from spatialrl.scenes.graph import PREDICATES
 from spatialrl.train import fit_slots, tiny, worlds
 from spatialrl.train import loop as loops
+from spatialrl.train.prepare import kept_rows
 from spatialrl.train.run import Run
 from spatialrl.train.slots import bind_all
 
@@ -113,7 +114,7 @@ def check(config, mesh):
           f" {p.per_step * r.group} images of an iteration, or be 0."
       )
     meshes.check_divides(mesh, f"rollout.{field}", r[field])
-  rows = loops.kept_rows(config)
+  rows = kept_rows(config)
   if rows % config.train.updates:
     raise ValueError(
         f"train.updates is {config.train.updates}; it must divide the"

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from spatialrl.data import scenes
 from spatialrl.io.metrics import without_timings
 from spatialrl.records import Conditioning, Signals
-from spatialrl.train import fit_slots, online
+from spatialrl.train import draw, fit_slots, online
 from spatialrl.train import loop as loops
 from spatialrl.train.configs import load_config
 
@@ -115,7 +115,7 @@ def iterate(config, mesh, iterations):
   prompts = ["a red circle left of a blue square"] * 4
   prompts += ["a green cross above a white circle"] * 4
   for step in range(iterations):
-    start = int(loops.window_start(config, state.key, step))
+    start = int(draw.window_start(config, state.key, step))
     state, values = loop.iterate(
       base, state, prompts, np.zeros(8, np.int32), step
     )

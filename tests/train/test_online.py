@@ -17,8 +17,9 @@ from spatialrl.io.metrics import read_metrics, without_timings
 from spatialrl.models.build import load_policy
 from spatialrl.rewards.external import External
 from spatialrl.rewards.judges import make_judges
+from spatialrl.train import draw, online, worlds
 from spatialrl.train import loop as loops
-from spatialrl.train import online, worlds
+from spatialrl.train.prepare import kept_rows
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -125,7 +126,7 @@ def test_no_program_is_compiled_twice_and_ratios_start_at_one(
   prompts += ["a green cross above a white circle"] * 8
   starts = set()
   for step in range(4):
-    starts.add(int(loops.window_start(config, state.key, step)))
+    starts.add(int(draw.window_start(config, state.key, step)))
     state, values = loop.iterate(
         base, state, prompts, np.zeros(16, np.int32), step
     )
@@ -136,9 +137,9 @@ def test_no_program_is_compiled_twice_and_ratios_start_at_one(
 
 
 def test_topk_at_a_quarter_halves_the_update(online_config):
-  assert loops.kept_rows(online_config) == 4  # k = 1 of 4, two prompts
+  assert kept_rows(online_config) == 4  # k = 1 of 4, two prompts
   online_config.select.name = "all"
-  assert loops.kept_rows(online_config) == 8
+  assert kept_rows(online_config) == 8
 
 
 def test_prompts_of_an_iteration_depend_on_seed_and_step(online_config):
