@@ -14,7 +14,14 @@ import pathlib
 
 import jax
 
-from experiments.checks import judged, rewards, samplers, updates
+from experiments.checks import (
+    chains,
+    judged,
+    pairs,
+    rewards,
+    samplers,
+    updates,
+)
 from experiments.checks.world import Found, World
 from spatialrl.io.workdir import write_json
 from spatialrl.parallel.mesh import make_mesh
@@ -23,7 +30,7 @@ from spatialrl.platform import prepare_process
 _HERE = pathlib.Path(__file__).parent
 CHECKS = {
     entry.__name__: entry
-    for room in (samplers, judged, rewards, updates)
+    for room in (samplers, judged, rewards, updates, pairs, chains)
     for entry in room.CHECKS
 }
 
