@@ -20,6 +20,7 @@ from experiments.checks import (
     pairs,
     rewards,
     samplers,
+    trained,
     updates,
 )
 from experiments.checks.world import Found, World
@@ -30,7 +31,7 @@ from spatialrl.platform import prepare_process
 _HERE = pathlib.Path(__file__).parent
 CHECKS = {
     entry.__name__: entry
-    for room in (samplers, judged, rewards, updates, pairs, chains)
+    for room in (samplers, judged, rewards, updates, pairs, chains, trained)
     for entry in room.CHECKS
 }
 
