@@ -11,7 +11,7 @@ from spatialrl.rl import advantage, forward, select
 from spatialrl.train.configs import load_config
 from spatialrl.train.slots import bind_all
 
-_STEPS, _PAIRS = 60, 12  # optimizer steps, pairs of each
+_STEPS, _PAIRS = 40, 12  # optimizer steps, pairs of each
 
 
 def dpo_pairs(world):
@@ -19,7 +19,7 @@ def dpo_pairs(world):
 
   The best and the worst of each group by the learned score; label precision is
   the share of rightly ordered ones among those of which the oracle finds one
-  right, one wrong. After 60 steps on the pairs of one half of the prompts, the
+  right, one wrong. After 40 steps on the pairs of one half of the prompts, the
   gain in denoising error orders such images of the other half (pair accuracy).
   Control: a coin says which image of a pair is the better one.
   """
@@ -68,7 +68,7 @@ def _gain(world, path):
     ]
     return errors[0] - errors[1]
 
-  at, keys = jax.jit(at), jax.random.split(jax.random.key(SEED), 16)
+  at, keys = jax.jit(at), jax.random.split(jax.random.key(SEED), 8)
   return lambda weights: sum(at(key, weights) for key in keys)
 
 

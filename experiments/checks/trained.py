@@ -12,13 +12,13 @@ from spatialrl.flow import transition as transitions
 from spatialrl.rl import forward
 from spatialrl.scenes.render import to_float
 
-_DRAWS = 16  # noisy copies of an image that an error is averaged over
+_DRAWS = 8  # noisy copies of an image that an error is averaged over
 
 
 def soft_tokens(world):
   """SoftREPA: do soft tokens tell an image's prompt from its contradiction?
 
-  40 iterations of 48 renders of training prompts. Retrieval: how often the
+  30 iterations of 32 renders of training prompts. Retrieval: how often the
   error of a render is lower under its prompt than under the prompt flipped;
   `all_relations`: of images by the ODE from the same noise; both on other
   prompts. The control learns from prompts of other images alone, where the
@@ -31,7 +31,7 @@ def soft_tokens(world):
   ):
     # Rollouts are only reported on, so two steps will do.
     _, base, runs[name] = train(
-        "soft_repa", 40, {"prompts.per_step": 6, "rollout.steps": 2},
+        "soft_repa", 30, {"prompts.per_step": 4, "rollout.steps": 2},
         trusted=trusted,
     )
   rows = [
@@ -54,7 +54,7 @@ def soft_tokens(world):
 def _at_random(step, prompts):
   """Renders, and for a contradiction the prompts of other images."""
   images, _ = scenes.renders(0, step, prompts, size=32)
-  return images, prompts[4 * GROUP :] + prompts[: 4 * GROUP]
+  return images, prompts[2 * GROUP :] + prompts[: 2 * GROUP]
 
 
 def _with_tokens(world, tokens):
