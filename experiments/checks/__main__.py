@@ -2,8 +2,8 @@
 
   python -m experiments.checks [NAME ...]
 
-No training to speak of: the packaged policy, reward and heads, and held-out
-prompts. Writes `results.json` and `results.md` in this folder; with names, only
+The packaged policy, reward and heads on held-out prompts; some checks train for
+minutes. Writes `results.json` and `results.md` in this folder; with names, only
 those checks are made anew.
 """
 

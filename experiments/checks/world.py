@@ -48,23 +48,18 @@ class Found:
 class World:
   """The packaged policy, some prompts, and rollouts of them."""
 
-  def __init__(self, prompts=PROMPTS, method="pref_grpo", relations=(1,)):
-    """So many prompts of so many relations.
-
-    The method's config says what of the policy is trained.
+  def __init__(self, prompts=PROMPTS, method="pref_grpo"):
+    """So many prompts; the method's config says what of the policy is trained.
     """
     self.config = load_config(f"configs/methods/{method}.py")
     self.policy, params = load_policy(self.config.init, self.config.lora)
     self.params = jax.tree.map(jnp.asarray, params)
-    self.prompts = scenes.prompts(
-        SEED, prompts, relations=relations, held_out=True
-    )
+    self.prompts = scenes.prompts(SEED, prompts, relations=(1,), held_out=True)
     self.repeated = [p for p in self.prompts for _ in range(GROUP)]
     self._programs = {}
     self.group = jnp.repeat(jnp.arange(prompts), GROUP)
     self.ids, self.mask = tokenizers.encode(
-        tokenizers.load(), self.repeated,
-        tokenizers.caption_tokens(max(relations)),
+        tokenizers.load(), self.repeated, self.config.prompts.max_tokens
     )
 
   @functools.cached_property
