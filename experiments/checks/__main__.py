@@ -3,8 +3,8 @@
   python -m experiments.checks [NAME ...]
 
 The packaged policy, reward and heads on held-out prompts; some checks train for
-minutes. Writes `results.json` and `results.md` in this folder; with names, only
-those checks are made anew.
+minutes. Writes `results.json`, `results.md` and the table of README.md in this
+folder; with names, only those checks are made anew.
 """
 
 import argparse
@@ -41,6 +41,16 @@ def main():
       write_json(path, results)
       print(name, Found(**results[name]).verdict, flush=True)
   (_HERE / "results.md").write_text(markdown(results), encoding="utf-8")
+  readme = _HERE / "README.md"
+  text = readme.read_text(encoding="utf-8")
+  readme.write_text(with_table(text, by_method(results)), encoding="utf-8")
+
+
+def with_table(text, table):
+  """A text with a table of the same head as one of its own in its place."""
+  start = text.index(table.partition("\n")[0])
+  end = text.index("\n\n", start) + 1
+  return text[:start] + table + text[end:]
 
 
 def markdown(results):
