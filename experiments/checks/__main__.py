@@ -2,9 +2,9 @@
 
   python -m experiments.checks [NAME ...]
 
-No training to speak of: the packaged policy, reward and heads, and held-out
-prompts. Writes `results.json` and `results.md` in this folder; with names, only
-those checks are made anew.
+The packaged policy, reward and heads on held-out prompts; some checks train for
+minutes. Writes `results.json`, `results.md` and the table of README.md in this
+folder; with names, only those checks are made anew.
 """
 
 import argparse
@@ -14,18 +14,14 @@ import pathlib
 
 import jax
 
-from experiments.checks import judged, rewards, samplers, updates
+from experiments.checks.catalogue import CHECKS, METHODS
 from experiments.checks.world import Found, World
 from spatialrl.io.workdir import write_json
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.platform import prepare_process
 
 _HERE = pathlib.Path(__file__).parent
-CHECKS = {
-    entry.__name__: entry
-    for room in (samplers, judged, rewards, updates)
-    for entry in room.CHECKS
-}
+_WORSE = "holds", "not made yet", "**proves nothing**", "**FAILS**"
 
 
 def main():
@@ -45,19 +41,45 @@ def main():
       write_json(path, results)
       print(name, Found(**results[name]).verdict, flush=True)
   (_HERE / "results.md").write_text(markdown(results), encoding="utf-8")
+  readme = _HERE / "README.md"
+  text = readme.read_text(encoding="utf-8")
+  readme.write_text(with_table(text, by_method(results)), encoding="utf-8")
+
+
+def with_table(text, table):
+  """A text with a table of the same head as one of its own in its place."""
+  start = text.index(table.partition("\n")[0])
+  end = text.index("\n\n", start) + 1
+  return text[:start] + table + text[end:]
 
 
 def markdown(results):
-  """A line a check, then every table."""
+  """A line a method, a line a check, then every table."""
   found = {n: Found(**results[n]) for n in CHECKS if n in results}
   lines = ["| check | asked | verdict |", "|---|---|---|"]
   lines += [
       f"| {_question(name)} | {one.asked} | {one.verdict} |"
       for name, one in found.items()
   ]
-  parts = ["\n".join(lines) + "\n"]
+  parts = [by_method(results), "\n".join(lines) + "\n"]
   parts += [_section(name, one) for name, one in found.items()]
   return "\n".join(parts)
+
+
+def by_method(results):
+  """A line a method: its checks and what they say together."""
+  lines, holding = ["| method | checks | verdict |", "|---|---|---|"], 0
+  for method, checks in METHODS.items():
+    verdicts = [
+        Found(**results[name]).verdict if name in results else "not made yet"
+        for name in checks
+    ]
+    said = max(verdicts, key=_WORSE.index)
+    holding += said == _WORSE[0]
+    names = ", ".join(f"`{name}`" for name in checks)
+    lines.append(f"| {method} | {names} | {said} |")
+  lines.append(f"| **all {len(METHODS)}** | | {holding} hold |")
+  return "\n".join(lines) + "\n"
 
 
 def _question(name):

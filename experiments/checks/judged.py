@@ -24,15 +24,18 @@ def star_attention(world):
 
   Mass of a map inside the boxes of the prompt's things, relative to an even
   map, at each step of the rollout; and at the last one the chance that a place
-  of a thing has more than a free place.
+  of a thing has more than a free place. The config reads block 2; the colours
+  alone in block 3 are the best that any words and any set of the five blocks
+  give on training prompts, and decide nothing here.
   """
   rows = []
-  for name, words in (
-      ("nouns and colours", ("nouns", "colours")),
-      ("relation words", ("relations",)),
-      ("control: the function word", ("function",)),
+  for name, words, blocks in (
+      ("nouns and colours", ("nouns", "colours"), (2,)),
+      ("relation words", ("relations",), (2,)),
+      ("control: the function word", ("function",), (2,)),
+      ("colours, block 3", ("colours",), (3,)),
   ):
-    images, path = world.rollout(transitions.ode, words)
+    images, path = world.rollout(transitions.ode, words, blocks=blocks)
     judged = world.judged(images)
     boxes = relations.box_maps(judged, path.attention.shape[-1])
     rows.append((name, path.attention, boxes))
@@ -199,11 +202,52 @@ def refreshed_judges(world):
 
   The newest policy is played by 20 steps of the reward's gradient on the
   latents of its images; pair accuracy of renders over such images, before and
-  after one round on other prompts.
+  after one round on other prompts. The gallery of the round: images of the base
+  and of the newest policy, each beside a render. A round of the config takes 20
+  optimizer steps; heads that are trained to the end take more, here 500.
   """
-  world = few(32)
   config = load_config("configs/methods/iter_comp.py")
+  config.refresh.experts = {"relations": "trusted"}
   entry = judge("relations", "iter_comp")
+  _, path = world.rollout(_CPS)
+  older, newest = _climbed(world, entry, path.final)
+  half = len(newest) // 2
+  renders = [
+      to_signed(
+          scenes.renders(SEED, k, world.repeated, size=world.policy.size)[0]
+      )
+      for k in range(2)
+  ]
+  gallery = jnp.concatenate([older[:half], newest[:half]])
+  beside = jnp.concatenate([jnp.asarray(x[:half]) for x in renders])
+  told = world.repeated[:half] * 2
+  group = jnp.tile(world.group[:half], 2)
+  rows = []
+  for steps in (500, 20, 0):
+    weights = entry.weights
+    if steps:
+      config.refresh.steps = steps
+      teach = Refresh(
+          config, bind(REFRESHES, config.refresh, "refresh"),
+          {"relations": entry},
+      )
+      learned, _ = teach(teach.init(), told, group, gallery, beside, {})
+      weights = learned["relations"]["weights"]
+    scores = [
+        np.asarray(entry(x[half:], world.repeated[half:], weights).scalar)
+        for x in (renders[0], newest, older)
+    ]
+    rows.append({
+        "judge": f"{steps} steps" if steps else "control: not refreshed",
+        "pair_accuracy": float((scores[0] > scores[1]).mean()),
+        "over_base_images": float((scores[0] > scores[2]).mean()),
+    })
+  after, _, before = (row["pair_accuracy"] for row in rows)
+  return Found(rows, "at least 0.85", after >= 0.85, before < 0.85)
+
+
+def _climbed(world, entry, latents):
+  """Images f32[N, S, S, 3] of latents, before and after 20 steps uphill."""
   text = entry.encode(world.repeated)
 
   @jax.jit
@@ -216,33 +260,10 @@ def refreshed_judges(world):
       size = jnp.sqrt(jnp.mean(g**2, (1, 2, 3), keepdims=True))
       return z + 0.1 * g / (size + 1e-9), None
 
-    return decode(jax.lax.scan(step, latents, None, length=20)[0])
+    last = jax.lax.scan(step, latents, None, length=20)[0]
+    return decode(latents), decode(last)
 
-  _, path = world.rollout(_CPS)
-  images = climb(world.params, path.final)
-  renders, _ = scenes.renders(SEED, 0, world.repeated, size=world.policy.size)
-  renders = to_signed(renders)
-  config.refresh.experts = {"relations": "trusted"}
-  teach = Refresh(
-      config, bind(REFRESHES, config.refresh, "refresh"), {"relations": entry}
-  )
-  half, learned = len(images) // 2, teach.init()
-  new, _ = teach(
-      learned, world.repeated[:half], world.group[:half], images[:half],
-      jnp.asarray(renders[:half]), {},
-  )
-  rows = []
-  for name, state in (("refreshed", new), ("control: not refreshed", learned)):
-    weights = state["relations"]["weights"]
-    scores = [
-        np.asarray(entry(x[half:], world.repeated[half:], weights).scalar)
-        for x in (renders, images)
-    ]
-    rows.append({
-        "judge": name, "pair_accuracy": float((scores[0] > scores[1]).mean())
-    })
-  after, before = (row["pair_accuracy"] for row in rows)
-  return Found(rows, "at least 0.85", after >= 0.85, before < 0.85)
+  return climb(world.params, latents)
 
 
 def late_prediction(world):

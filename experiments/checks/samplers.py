@@ -7,15 +7,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.checks.world import GROUP, STEPS, Found, by_group, few
+from experiments.checks.world import (
+    GROUP,
+    SEED,
+    STEPS,
+    Found,
+    by_group,
+    few,
+)
+from spatialrl.data import scenes
 from spatialrl.evals import relations
+from spatialrl.flow import rollout as rollouts
 from spatialrl.flow import transition as transitions
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.scenes import check
+from spatialrl.scenes.render import to_float as to_signed
 from spatialrl.train import draw, fit_slots
 from spatialrl.train.configs import load_config
+from spatialrl.train.slots import bind_all
 
 _APART = 0.1  # mean distance, as a share of the image, that counts as another
+_SHARES, _WIDTH = jnp.array([0.7, 0.3]), 0.15  # of the known mixture
 
 
 def cps_noise_level(world):
@@ -45,6 +57,79 @@ def cps_noise_level(world):
       rows, "share of the schedule's noise 1 within 0.1 at every step",
       holds=off[0] < 0.1, control_fails=off[1] > 0.1,
   )
+
+
+def dance_marginals(world):
+  """DanceGRPO: does its noise leave the marginals of the flow as they are?
+
+  A known mixture, so that the velocity is exact: the latents of a render of a
+  prompt (0.7) and of one of the prompt flipped, a width of 0.15 around both.
+  Share of 2048 samples nearer to the first and their distance from the nearer
+  one, in widths, by the ODE and by the config's SDE from the same noise; the
+  control draws the same noise without the drift that makes up for it.
+  """
+  dance = bind_all(load_config("configs/methods/dance_grpo.py")).transition
+  centres = _two_layouts(world)
+  noise = jax.random.normal(jax.random.key(SEED), (2048, *centres.shape[1:]))
+
+  def uncorrected(v, x, t, t_next):
+    return transitions.ode(v, x, t, t_next)[0], dance(v, x, t, t_next)[1]
+
+  rows = []
+  for name, transition in (
+      ("ODE", transitions.ode), ("DanceGRPO's SDE", dance),
+      ("control: no drift for the noise", uncorrected),
+  ):
+    for steps in (10, 50, 200):
+      path = rollouts.rollout(
+          lambda x, t: _mixture_velocity(centres, x, t[0]), noise,
+          SCHEDULES["shifted"](steps, shift=3.0), jax.random.key(SEED),
+          jnp.zeros(len(noise), jnp.int32), transition=transition,
+          log_prob=None, window_start=0, window=steps - 1, last_step="ode",
+      )
+      gap = jnp.sqrt(_squares(path.final, centres) / centres[0].size)
+      rows.append({
+          "sampler": name, "steps": steps,
+          "share": float((gap[:, 0] < gap[:, 1]).mean()),
+          "widths": float(gap.min(1).mean() / _WIDTH),
+      })
+  off = {
+      (r["sampler"], r["steps"]): (
+          abs(r["share"] - flow["share"]),
+          abs(r["widths"] / flow["widths"] - 1),
+      )
+      for r, flow in zip(rows, rows[:3] * 3, strict=True)
+  }
+  many = [off[rows[i]["sampler"], 200] for i in (3, 6)]
+  return Found(
+      rows, "at 200 steps the ODE's share within 0.02, its width within 5%",
+      holds=many[0][0] < 0.02 and many[0][1] < 0.05,
+      control_fails=many[1][0] > 0.02 or many[1][1] > 0.05,
+  )
+
+
+def _two_layouts(world):
+  """Latents f32[2, h, w, C] of a prompt's render and of its contradiction's."""
+  told = world.prompts[:1]
+  shown, flipped = scenes.renders(SEED, 0, told, size=world.policy.size)
+  other, _ = scenes.renders(SEED, 0, flipped, size=world.policy.size)
+  images = to_signed(np.concatenate([shown, other]))
+  return world.policy.to_latents(world.params, jnp.asarray(images))
+
+
+def _squares(x, centres):
+  """Squared distances f32[N, 2]."""
+  return jnp.sum((x[:, None] - centres) ** 2, (2, 3, 4))
+
+
+def _mixture_velocity(centres, x, t):
+  """E[eps - x0 | x_t = x] under the mixture 0.7, 0.3 of width _WIDTH."""
+  variance = (1 - t) ** 2 * _WIDTH**2 + t**2
+  squares = _squares(x, (1 - t) * centres)
+  share = jax.nn.softmax(jnp.log(_SHARES) - squares / (2 * variance))
+  inward = (t - (1 - t) * _WIDTH**2) / variance
+  away = x[:, None] - (1 - t) * centres
+  return jnp.einsum("nj,njhwc->nhwc", share, inward * away - centres)
 
 
 def shared_prefix(world):
@@ -222,6 +307,6 @@ def _layouts(world, images):
 
 
 CHECKS = (
-    cps_noise_level, shared_prefix, tempflow_weights,
+    cps_noise_level, dance_marginals, shared_prefix, tempflow_weights,
     moving_windows, branch_credit, hicogen_noise,
 )

@@ -6,18 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.checks.learning import train
 from experiments.checks.world import SEED, STEPS, Found, cosine, few
 from spatialrl.flow import transition as transitions
 from spatialrl.rl import forward, pairwise, ppo
+from spatialrl.train.configs import load_config
+from spatialrl.train.slots import bind_all
 
 _SDE = functools.partial(transitions.flow_sde, noise_level=0.7)
 _DENSITY = transitions.gaussian_log_prob
 
 
 @functools.cache
-def _noisy(world):
-  """A rollout by Flow-GRPO's SDE and the learned reward of its images."""
-  images, path = world.rollout(_SDE, log_prob=_DENSITY)
+def _noisy(world, sde=_SDE):
+  """A rollout by an SDE and the learned reward of its images."""
+  images, path = world.rollout(sde, log_prob=_DENSITY)
   return path, jnp.asarray(world.score(images))
 
 
@@ -31,72 +34,114 @@ def _moved(world, size=0.01):
   ])
 
 
-def _step(world, path, weights, k):
+def _step(world, path, weights, k, sde=_SDE):
   """records.Step of a policy at kept step k."""
   return transitions.evaluate_step(
       lambda x, t: world.velocity(weights, x, t[0]), path.x[k], path.x[k + 1],
-      path.t[k], path.t[k + 1], transition=_SDE, log_prob=_DENSITY,
+      path.t[k], path.t[k + 1], transition=sde, log_prob=_DENSITY,
   )
 
 
 def reinforce(world):
-  """Flow-GRPO: is its gradient that of REINFORCE where the policy starts?
+  """Flow-GRPO, DanceGRPO: is the gradient REINFORCE's where the policy starts?
 
   Cosine of the two gradients in the velocities of all images, and the largest
-  distance of a ratio from 1, at every step of a rollout scored again; the
-  control is a policy that has moved by a hundredth.
+  distance of a ratio from 1, at every step of a rollout scored again, by the
+  sampler and the advantage of each; the control is a policy that has moved by a
+  hundredth.
   """
   world = few(8)
-  path, reward = _noisy(world)
-  advantage = (reward - reward.mean()) / reward.std()
+  dance = bind_all(load_config("configs/methods/dance_grpo.py"))
   rows = []
-  for name, weights in (
-      ("at the rollout policy", None),
-      ("control: moved", _moved(world)),
+  for name, sde, advantage in (
+      ("Flow-GRPO", _SDE, lambda r: (r - r.mean()) / r.std()),
+      (
+          "DanceGRPO", dance.transition,
+          lambda r: dance.advantage(
+              r, jnp.ones(len(r), bool), world.group, None, ()
+          )[0],
+      ),
   ):
-    cosines, off = [], []
-    for k in range(STEPS - 1):
-      v = _step(world, path, weights, k).velocity
-
-      def scored(v, k=k):
-        return transitions.evaluate_step(
-            lambda x, t: v, path.x[k], path.x[k + 1], path.t[k], path.t[k + 1],
-            transition=_SDE, log_prob=_DENSITY,
-        )
-
-      def clipped(v, k=k):
-        loss, metrics = ppo.ppo(
-            scored(v), None, path.log_prob[k], advantage,
-            jnp.ones(path.log_prob[k].shape), clip_range=1e-4, adv_clip=5.0,
-        )
-        return loss.sum(), metrics["ratio"]
-
-      gradient, ratio = jax.grad(clipped, has_aux=True)(v)
-      plain = jax.grad(
-          lambda v: -(advantage * scored(v).log_prob.mean((1, 2))).sum()
-      )(v)
-      cosines.append(cosine(gradient, plain))
-      off.append(float(jnp.abs(ratio - 1).max()))
-    rows.append(
-        {"policy": name, "cosine": min(cosines), "ratio_off": max(off)}
-    )
+    path, reward = _noisy(world, sde)
+    for place, weights in (
+        ("at the rollout policy", None), ("control: moved", _moved(world))
+    ):
+      found = [
+          _against_reinforce(world, path, weights, k, sde, advantage(reward))
+          for k in range(STEPS - 1)
+      ]
+      cosines, off = zip(*found, strict=True)
+      rows.append({
+          "policy": f"{place}, {name}", "cosine": min(cosines),
+          "ratio_off": max(off),
+      })
   return Found(
       rows, "cosine 1 to 1e-4, ratios 1 to 1e-5",
-      holds=rows[0]["cosine"] > 1 - 1e-4 and rows[0]["ratio_off"] < 1e-5,
-      control_fails=rows[1]["cosine"] < 1 - 1e-4,
+      holds=all(
+          r["cosine"] > 1 - 1e-4 and r["ratio_off"] < 1e-5 for r in rows[::2]
+      ),
+      control_fails=all(r["cosine"] < 1 - 1e-4 for r in rows[1::2]),
   )
+
+
+def _against_reinforce(world, path, weights, k, sde, advantage):
+  """(cosine of PPO's gradient and REINFORCE's, largest |ratio - 1|)."""
+
+  def scored(v):
+    return transitions.evaluate_step(
+        lambda x, t: v, path.x[k], path.x[k + 1], path.t[k], path.t[k + 1],
+        transition=sde, log_prob=_DENSITY,
+    )
+
+  def clipped(v):
+    loss, metrics = ppo.ppo(
+        scored(v), None, path.log_prob[k], advantage,
+        jnp.ones(path.log_prob[k].shape), clip_range=1e-4, adv_clip=5.0,
+    )
+    return loss.sum(), metrics["ratio"]
+
+  def plain(v):
+    return -(advantage * scored(v).log_prob.mean((1, 2))).sum()
+
+  v = _step(world, path, weights, k, sde).velocity
+  gradient, ratio = jax.grad(clipped, has_aux=True)(v)
+  return cosine(gradient, jax.grad(plain)(v)), float(jnp.abs(ratio - 1).max())
 
 
 def centred_ratio(world):
   """GRPO-Guard: is the ratio centred, and as wide at every step?
 
-  Log-ratios of a policy moved by a hundredth, over the images: the mean in
-  standard deviations, worst step; and the widest step over the narrowest.
-  Control: the plain ratio.
+  Log-ratios of a policy that the config has trained for 10 iterations of 24
+  images, over images of the base: the mean in standard deviations, worst step;
+  and the widest step over the narrowest. Control: the plain ratio. Beside it a
+  policy moved by a hundredth in no direction, which decides nothing.
   """
   world = few(32)
   path, _ = _noisy(world)
-  weights = _moved(world)
+  rows = []
+  for moved, weights in (
+      ("10 iterations", train("grpo_guard", 10)[2]),
+      ("moved by a hundredth", _moved(world)),
+  ):
+    plain, centred = _log_ratios(world, path, weights)
+    for name, values in (("centred", centred), ("control: plain", plain)):
+      std, mean = values.std(1), values.mean(1)
+      rows.append({
+          "ratio": f"{name}, {moved}",
+          "mean_over_std": float(np.abs(mean / std).max()),
+          "widest_over_narrowest": float(std.max() / std.min()),
+      })
+  guard, raw, *_ = rows
+  return Found(
+      rows, "mean within 0.25 of a deviation; evener than the plain ratio",
+      holds=guard["mean_over_std"] < 0.25
+      and guard["widest_over_narrowest"] < raw["widest_over_narrowest"],
+      control_fails=raw["mean_over_std"] > 0.25,
+  )
+
+
+def _log_ratios(world, path, weights):
+  """Plain and centred log-ratios of a policy, f64[W, N] each."""
   plain, centred = [], []
   for k in range(STEPS - 1):
     new = _step(world, path, weights, k)
@@ -106,23 +151,9 @@ def centred_ratio(world):
         new, path.mean[k], path.log_prob[k], jnp.ones(len(ones)), ones,
         clip_range=1.0, adv_clip=5.0, divide_by_interval=True,
     )
-    plain.append(np.asarray(log_ratio))
+    plain.append(np.asarray(log_ratio, np.float64))
     centred.append(np.log(np.asarray(metrics["ratio"], np.float64)))
-  rows = []
-  for name, values in (("centred", centred), ("control: plain", plain)):
-    std = np.array([v.std() for v in values])
-    mean = np.array([v.mean() for v in values])
-    rows.append({
-        "ratio": name, "mean_over_std": float(np.abs(mean / std).max()),
-        "widest_over_narrowest": float(std.max() / std.min()),
-    })
-  guard, raw = rows
-  return Found(
-      rows, "mean within 0.25 of a deviation; evener than the plain ratio",
-      holds=guard["mean_over_std"] < 0.25
-      and guard["widest_over_narrowest"] < raw["widest_over_narrowest"],
-      control_fails=raw["mean_over_std"] > 0.25,
-  )
+  return np.stack(plain), np.stack(centred)
 
 
 def nft_closed_form(world):

@@ -48,9 +48,11 @@ class Found:
 class World:
   """The packaged policy, some prompts, and rollouts of them."""
 
-  def __init__(self, prompts=PROMPTS):
-    self.config = load_config("configs/methods/pref_grpo.py")
-    self.policy, params = load_policy(self.config.init)
+  def __init__(self, prompts=PROMPTS, method="pref_grpo"):
+    """So many prompts; the method's config says what of the policy is trained.
+    """
+    self.config = load_config(f"configs/methods/{method}.py")
+    self.policy, params = load_policy(self.config.init, self.config.lora)
     self.params = jax.tree.map(jnp.asarray, params)
     self.prompts = scenes.prompts(SEED, prompts, relations=(1,), held_out=True)
     self.repeated = [p for p in self.prompts for _ in range(GROUP)]
@@ -84,33 +86,40 @@ class World:
     return lambda weights, x, t: ask(weights, x, t, self.cond)
 
   def rollout(
-      self, transition, words=(), *, steps=STEPS, start=0, window=STEPS - 1,
-      last_step="ode", shared=True, splits=(), log_prob=None
+      self, transition, words=(), *, blocks=(2,), weights=None, steps=STEPS,
+      start=0, window=STEPS - 1, last_step="ode", shared=True, splits=(),
+      log_prob=None
   ):
     """Images u8[N, S, S, 3] and the Trajectory; settings of `rollouts.rollout`.
+
+    `weights` are what a method trained, None for the base; with `words` the
+    attention of `blocks` to them is kept.
     """
     core = None
     if words:
       core = tokenizers.word_table(tokenizers.load(), words)[self.ids]
-    key = transition, steps, window, last_step, shared, splits, log_prob
+    key = (
+        transition, blocks, steps, window, last_step, shared, splits, log_prob
+    )
     if key not in self._programs:
       self._programs[key] = self._program(*key)
     run = self._programs[key]
     images, path = run(
-        self.params, self.cond, core, jax.random.key(SEED), start
+        self.params, weights, self.cond, core, jax.random.key(SEED), start
     )
     return to_uint8(jax.device_get(images)), path
 
   def _program(
-      self, transition, steps, window, last_step, shared, splits, log_prob
+      self, transition, blocks, steps, window, last_step, shared, splits,
+      log_prob,
   ):
     @jax.jit
-    def run(params, cond, core, key, start):
+    def run(params, weights, cond, core, key, start):
       def velocity(x, t):
         if core is None:
-          return self.policy.velocity(params, None, x, t, cond)
+          return self.policy.velocity(params, weights, x, t, cond)
         return self.policy.velocity(
-            params, None, x, t, cond, words=core, blocks=(2,)
+            params, weights, x, t, cond, words=core, blocks=blocks
         )
 
       noise = rollouts.initial_noise(
