@@ -233,7 +233,7 @@ def sharding(config, place):
   trees = {"base": held.base, "state": held.state}
   trees |= {name: judge[1] for name, judge in held.judges.items()}
   for title, tree in trees.items():
-    family = "qwen_vl" if title in held.judges else held.family
+    family = "qwen_vl" if title in held.judges else held.policy.family
     rows = partition.table(mesh, family, tree)
     total = sum(row.bytes for row in rows)
     yield f"{title}: {_gb(total)} of a device"

@@ -69,7 +69,7 @@ class Flux(nn.Module):
     vector = nn.silu(vector)
 
     chosen = layers.chosen_blocks(words, blocks, c.doubles + c.singles)
-    turns = rotary(rows, columns, c.axes)
+    turns = _with_text(rotary(rows, columns, c.axes), text.shape[1])
     (image, text), seen = _stack(c, DoubleBlock, c.doubles, "double_blocks")(
         (image, text),
         (
@@ -85,7 +85,7 @@ class Flux(nn.Module):
         jnp.concatenate([image, text], axis=1),
         _modulations(c, vector, c.singles, 3, "modulations"),
         *layers.asked(words, chosen[c.doubles :]),
-        _with_text(turns, text.shape[1]),
+        turns,
         mask,
     )
     maps += [] if seen is None else [seen.sum(0)]

@@ -67,7 +67,7 @@ class DoubleBlock(nn.Module):
   """Both streams with their own weights; attention over image and text.
 
   Call with the streams, their modulations [B, 6 D], words and wanted as in
-  `layers.map_words`, the image's `rotary` tables and mask bool[B, L] or None.
+  `layers.map_words`, rotary tables of all tokens and mask bool[B, L] or None.
   """
 
   config: FluxConfig
@@ -78,17 +78,22 @@ class DoubleBlock(nn.Module):
     image, text = streams
     tokens = image.shape[1]
     of_image, of_text = (jnp.split(m[:, None], 6, -1) for m in modulations)
-    q, k, v = (
-        jnp.concatenate(pair, axis=1)
-        for pair in zip(
-            _heads(c, "image_", _modulated(image, *of_image[:2]), turns),
-            _heads(c, "text_", _modulated(text, *of_text[:2]), None),
-            strict=True,
-        )
+    parts = (
+        _projected(c, "image_", _modulated(image, *of_image[:2])),
+        _projected(c, "text_", _modulated(text, *of_text[:2])),
+    )
+    # Joined first, so that both are normed and brought in order at once.
+    q, k, v = _heads(
+        c,
+        [jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True)],
+        [
+            _scales(c, ("image_", tokens), ("text_", text.shape[1]), of=part)
+            for part in "qk"
+        ],
+        turns,
     )
     seen = layers.map_words(wanted, q[:, :tokens], k[:, tokens:], mask, words)
     attended = attend(q, k, v, implementation=c.attention)
-    attended = attended.reshape(*q.shape[:2], c.width)
     image = self._update("image", image, of_image[2:], attended[:, :tokens])
     text = self._update("text", text, of_text[2:], attended[:, tokens:])
     return (image, text), seen
@@ -99,7 +104,7 @@ class DoubleBlock(nn.Module):
     gate, shift, scale, gate2 = parts
     out = nn.Dense(c.width, dtype=c.dtype, name=f"{name}_out")
     feed_forward = layers.FeedForward(c.width, c.dtype, name=f"{name}_ff")
-    x = keep_rows(x + gate * out(attended))
+    x = keep_rows(x + gate * out(attended.reshape(x.shape)))
     x = keep_rows(x + gate2 * feed_forward(_modulated(x, shift, scale)))
     self.sow("intermediates", name, x)
     return x
@@ -108,8 +113,8 @@ class DoubleBlock(nn.Module):
 class SingleBlock(nn.Module):
   """Attention and feed-forward side by side, over image and text at once.
 
-  Called as `DoubleBlock`, with one stream [B, N + L, D], modulations [B, 3 D]
-  and rotary tables of all of it.
+  Called as `DoubleBlock`, with one stream [B, N + L, D] and its modulations
+  [B, 3 D].
   """
 
   config: FluxConfig
@@ -120,7 +125,8 @@ class SingleBlock(nn.Module):
     dense = functools.partial(nn.Dense, dtype=c.dtype)
     shift, scale, gate = jnp.split(modulations[:, None], 3, -1)
     hidden = _modulated(x, shift, scale)
-    q, k, v = _heads(c, "", hidden, turns)
+    scales = [_scales(c, ("", x.shape[1]), of=part) for part in "qk"]
+    q, k, v = _heads(c, _projected(c, "", hidden), scales, turns)
     seen = None
     if words is not None:
       tokens = x.shape[1] - words.shape[1]
@@ -136,51 +142,78 @@ class SingleBlock(nn.Module):
     return x, seen
 
 
-class _TurnedNorm(nn.Module):
-  """RMS norm of each head, turned by the place of its token.
+class _Scale(nn.Module):
+  """The scale of a norm over the channels of a head: f32[d]."""
 
-  Call with x [B, H, N, d] and turns, (cos, sin) f32[N, d], or None to leave
-  out the turn; with J the turn of each pair of channels by 90 degrees and s
-  the scale, it returns (s x) cos + J (s x) sin over the root mean square of x.
-  """
+  width: int
 
   @nn.compact
-  def __call__(self, x, turns):
-    width = x.shape[-1]
-    scale = self.param("scale", nn.initializers.ones, (width,))
-    scale = scale.astype(jnp.float32)[None]
-    y = x.astype(jnp.float32)
-    size = jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
-    if turns is None:
-      return (y * size * scale[None, None]).astype(x.dtype)
-    cos, sin = turns
-    # A product with +-1 and 0 is exact in any dtype, and on a TPU it costs much
-    # less than exchanging neighbours, which lie in the lanes of one register.
-    quarter = np.zeros((width, width), np.float32)
-    even = np.arange(0, width, 2)
-    quarter[even + 1, even], quarter[even, even + 1] = -1, 1
-    other = jnp.einsum(
-        "bhnd,de->bhne", x, quarter.astype(x.dtype), precision="highest"
-    )
-    swapped = scale.reshape(-1, 2)[:, ::-1].reshape(1, width)
-    cos, sin = (cos * scale)[None, None], (sin * swapped)[None, None]
-    return ((y * cos + other.astype(jnp.float32) * sin) * size).astype(x.dtype)
+  def __call__(self):
+    scale = self.param("scale", nn.initializers.ones, (self.width,))
+    return scale.astype(jnp.float32)
+
+
+def _scales(config, *streams, of):
+  """Norm scales of joined tokens, f32[N, d]; streams are (prefix, tokens)."""
+  width = config.width // config.heads
+  return jnp.concatenate([
+      jnp.broadcast_to(_Scale(width, name=f"{prefix}{of}_norm")(), (n, width))
+      for prefix, n in streams
+  ])
+
+
+def _turned(x, scale, turns):
+  """RMS norm of each head, turned by the place of its token.
+
+  With J the turn of each pair of channels by 90 degrees and s the scale, it is
+  (s x) cos + J (s x) sin over the root mean square of x.
+
+  Args:
+    x: [B, H, N, d].
+    scale: f32[N, d].
+    turns: (cos, sin), each f32[N, d].
+  """
+  width, (cos, sin) = x.shape[-1], turns
+  y = x.astype(jnp.float32)
+  size = jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-6)
+  # A product with +-1 and 0 is exact in any dtype, and on a TPU it costs much
+  # less than exchanging neighbours, which lie in the lanes of one register.
+  quarter = np.zeros((width, width), np.float32)
+  even = np.arange(0, width, 2)
+  quarter[even + 1, even], quarter[even, even + 1] = -1, 1
+  other = jnp.einsum(
+      "bhnd,de->bhne", x, quarter.astype(x.dtype), precision="highest"
+  )
+  swapped = scale.reshape(-1, width // 2, 2)[..., ::-1].reshape(scale.shape)
+  cos, sin = (cos * scale)[None, None], (sin * swapped)[None, None]
+  return ((y * cos + other.astype(jnp.float32) * sin) * size).astype(x.dtype)
 
 
 def _modulated(x, shift, scale):
   return layers.normed(x) * (1 + scale) + shift
 
 
-def _heads(config, prefix, x, turns):
-  """Queries, keys and values, each [B, N, H, d], the first two turned."""
-  shape = (*x.shape[:2], config.heads, config.width // config.heads)
+def _projected(config, prefix, x):
+  """Queries, keys and values of one stream, each [B, N, D]."""
   dense = functools.partial(nn.Dense, config.width, dtype=config.dtype)
-  q, k, v = (
-      # Heads first, as kernels of attention want them: whole tiles of a TPU's
-      # registers move, and norm and turn need no other order.
-      keep_rows(dense(name=prefix + part)(x)).reshape(shape).swapaxes(1, 2)
-      for part in ("q", "k", "v")
+  return [keep_rows(dense(name=prefix + part)(x)) for part in "qkv"]
+
+
+def _heads(config, parts, scales, turns):
+  """Queries, keys and values as [B, N, H, d], the first two turned.
+
+  Args:
+    config: FluxConfig.
+    parts: the three, each [B, N, D].
+    scales: of the first two, each f32[N, d].
+    turns: (cos, sin), each f32[N, d].
+  """
+  shape = (*parts[0].shape[:2], config.heads, config.width // config.heads)
+  # Heads first, as kernels of attention want them: whole tiles of a TPU's
+  # registers move, and norm and turn need no other order.
+  q, k, v = (part.reshape(shape).swapaxes(1, 2) for part in parts)
+  q, k = (
+      _turned(part, scale, turns)
+      for part, scale in zip((q, k), scales, strict=True)
   )
-  q = _TurnedNorm(name=f"{prefix}q_norm")(q, turns)
-  k = _TurnedNorm(name=f"{prefix}k_norm")(k, turns)
   return tuple(part.swapaxes(1, 2) for part in (q, k, v))

@@ -53,7 +53,7 @@ class Shapes:
 
   Attributes:
     loop: Loop, which has run nothing.
-    family: of the policy, a key of `partition.RULES`.
+    policy: Policy or DiffusionPolicy.
     base: frozen weights of the policy.
     state: TrainState.
     text: what `loop` reads of an iteration's prompts.
@@ -64,7 +64,7 @@ class Shapes:
   """
 
   loop: Loop
-  family: str
+  policy: Any
   base: dict
   state: Any
   text: tuple
@@ -103,7 +103,7 @@ def shapes(config, mesh):
   loop = Loop(config, mesh, policy, {}, read)
   return Shapes(
       loop=loop,
-      family=policy.family,
+      policy=policy,
       base=base,
       state=loop.shapes(base),
       text=_batch(mesh, text),
