@@ -39,6 +39,7 @@ CHAINS = {
     "chain": Chained("learned", "actor_grpo", "editor_grpo"),
     "chain_rules": Chained("learned", "rules", "editor_grpo"),
     "chain_oracle": Chained("oracle", "actor_grpo", "editor_grpo"),
+    "chain_rules_oracle": Chained("oracle", "rules", "editor_grpo"),
 }
 
 
@@ -60,7 +61,8 @@ class Study:
     }
     self.actors = {"rules": Rules()} | {
         name: Learned(
-            *load_actor(root, name), temperature=config.temperature
+            *load_actor(root, name), self.checkers["learned"],
+            temperature=config.temperature,
         )
         for name in ("actor", "actor_grpo")
     }

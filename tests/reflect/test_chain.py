@@ -91,11 +91,6 @@ def test_unknown_relations_are_no_reason_to_edit():
   assert checker.score(probability) == pytest.approx([0.9, 0.65])
 
 
-def test_clauses_are_sentences_of_their_own():
-  prompt = "a red circle left of a blue square, a blue square near a red circle"
-  assert checker.clauses(prompt) == prompt.split(", ")
-
-
 def test_calibration_of_a_sure_and_of_a_calibrated_checker(rng):
   truth = rng.uniform(size=4000) < 0.3
   sure = checker.calibration(truth.astype(np.float32), truth)
