@@ -74,11 +74,11 @@ def get_config(arg=""):
       "model": {
           "size": 32, "tints": 16, "channels": (24, 48, 64), "width": 128,
       },
-      "steps": 3000,
+      "steps": 1200,
       "batch": 128,  # pairs of things
       "ema_decay": 0.98,
-      "log_every": 100,
-      "eval_every": 500,
+      "log_every": 50,
+      "eval_every": 300,
       "checkpoint": {"every": 100, "keep_last": 1},
       "aside": 0.1,  # of the prompts, for the calibration
       "noise": 0.02,
@@ -88,24 +88,24 @@ def get_config(arg=""):
   }
   c.actor = {
       "model": {"size": 32, "patch": 8, "width": 96, "depth": 2, "heads": 6},
-      "steps": 1200,
+      "steps": 600,
       "batch": 128,
       "ema_decay": 0.98,
       "log_every": 50,
-      "eval_every": 400,
+      "eval_every": 200,
       "checkpoint": {"every": 100, "keep_last": 1},
       "noise": 0.05,
       "optimizer": _optimizer(1e-3, 50),
       "eval": {"rows": 512},
   }
   c.actor_grpo = {
-      "steps": 24,
+      "steps": 96,
       "contexts": 12,  # images an iteration
       "group": 8,  # instructions for each
       "updates": 2,  # optimizer steps an iteration, on all of it
       "edit": edit,
       "length": 0.02,
-      "entropy": 0.0,
+      "entropy": 0.01,
       "ema_decay": 0.8,
       "advantage": {"name": "group_z", "eps": 1e-2},
       "objective": {"name": "ppo_position", "clip_range": 0.2, "adv_clip": 5.0},
@@ -113,7 +113,7 @@ def get_config(arg=""):
       "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.editor_grpo = {
-      "steps": 24,
+      "steps": 96,
       "contexts": 8,
       "group": 8,  # edits of each image and instruction
       "rollout": {"steps": 4, "window": 2, "window_range": (0, 3)},
@@ -135,7 +135,7 @@ def get_config(arg=""):
           "ema_decay": 0.8, "ema_every": 1,
       },
       "checkpoint": {"every": 10, "keep_last": 1},
-      "optimizer": _optimizer(1e-4, 5, schedule="constant"),
+      "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.generator_grpo = _generator()
   c.eval = {
@@ -164,7 +164,7 @@ def _generator():
       "advantage",
   )
   g = {name: q[name] for name in kept}
-  g["steps"] = 24
+  g["steps"] = 128  # as many calls of a network as in the two phases
   g["prompts"] = {"count": 1024, "per_step": 8}
   g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
   g["select"] = {"name": "topk_bottomk", "k": 2}

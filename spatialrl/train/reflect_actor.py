@@ -21,8 +21,9 @@ _ACTOR = 5  # keeps this random stream apart from others
 def actor(config, folder, mesh):
   """Warm start of the Actor: the words of `rules.act` on drawn images.
 
-  The rules hear the Checker and see with its eyes, so nothing of the oracle is
-  in what they say. Writes `actor.safetensors`.
+  The rules hear the Checker and see with its eyes, a thing as often as it is
+  sure of it, so nothing of the oracle is in what they say. Writes
+  `actor.safetensors`.
   """
   model = actors.ActorConfig(**config.model.to_dict())
   params = actors.init(model, jax.random.key(config.seed))
@@ -88,7 +89,7 @@ class _Lessons:
       seen = {
           thing.label: look[1:]
           for thing, look in zip(graph.things, sight, strict=True)
-          if look[0] > checkers.HOLDS
+          if rng.uniform() < look[0]
       }
       told.append(rules.act(rng, graph, failed, seen))
     return {"context": context, "words": instructions.encode(told)}

@@ -40,9 +40,9 @@ def actor_grpo(config, folder, mesh):
   """Phase A: instructions that gain relations, the editor frozen.
 
   A group is G instructions for one image, carried out with the same noise. The
-  reward is the gain in the Checker's mean probability, minus `length` for each
-  share of the longest instruction; a term for the format is not needed, as the
-  Actor can write nothing but instructions.
+  reward is the gain in the Checker's mean probability, or 0 for a loss, minus
+  `length` for each share of the longest instruction; a term for the format is
+  not needed, as the Actor can write nothing but instructions.
   """
   del mesh
   root = folder.parent
@@ -77,7 +77,8 @@ def actor_grpo(config, folder, mesh):
       after = checkers.score(check(edited, part.prompts))
       gain = after - checkers.score(part.probability)
       share = np.asarray(actors.tokens(words)).mean(1)
-      reward = gain - config.length * share
+      # The chain takes back what gains nothing, so a loss costs no more.
+      reward = np.maximum(gain, 0) - config.length * share
       state, values = update(
           state, context, words, jnp.asarray(reward, jnp.float32), group
       )

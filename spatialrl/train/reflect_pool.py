@@ -1,6 +1,7 @@
 """What the phases of the job `reflect` hand to each other."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -34,6 +35,7 @@ class Drawn:
                    for v in (self.prompts, self.boxes)))
 
 
+@functools.cache
 def load_drawn(root, name):
   """`Drawn` of the workdir `root`; name is "train" or "held_out"."""
   with np.load(root / "drawn/drawn.npz") as file:

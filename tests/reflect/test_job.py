@@ -16,7 +16,7 @@ from spatialrl.models import checker as checkers
 from spatialrl.models import editor as editors
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.reflect import scenes
-from spatialrl.scenes import render
+from spatialrl.scenes import grammar, render
 from spatialrl.train import reflect
 from spatialrl.train.configs import load_config
 from spatialrl.train.reflect_eval import CHAINS
@@ -62,7 +62,7 @@ def workdir(tmp_path_factory):
     assets.save(path, tree, metadata, np.float32)
   drawn = scenes.draw(np.random.default_rng(0), 8)
   images = render.render_batch(*zip(*drawn, strict=True), 16)
-  prompts = np.array(scenes.prompts(0, 8))
+  prompts = np.array([grammar.prompt(graph) for graph, _ in drawn])
   (root / "drawn").mkdir()
   np.savez(
       root / "drawn/drawn.npz", train_images=images, train_prompts=prompts
