@@ -62,47 +62,50 @@ def get_config(arg=""):
   }
   edit = {"steps": 4, "shift": 2.0}
   c.drawn = {
-      "train": 768,  # prompts; each is drawn once and edited once
+      "train": 2048,  # prompts, each drawn once
       "held_out": 256,
+      "edits": 2,  # of each image, one after the other
       "sampling": {
           "batch": 128, "steps": 8, "schedule": _SCHEDULE, "guidance": 1.0,
       },
       "edit": edit,
   }
   c.checker = {
-      "init": "reward.safetensors",
-      "steps": 2400,
-      "batch": 128,  # questions
+      "model": {
+          "size": 32, "tints": 16, "channels": (24, 48, 64), "width": 128,
+      },
+      "steps": 1200,
+      "batch": 128,  # pairs of things
       "ema_decay": 0.98,
       "log_every": 50,
-      "eval_every": 800,
+      "eval_every": 300,
       "checkpoint": {"every": 100, "keep_last": 1},
-      "aside": 0.2,  # of the drawn images, for the calibration
-      "noise": 0.05,
-      "optimizer": _optimizer(1e-3, 50),
+      "aside": 0.1,  # of the prompts, for the calibration
+      "noise": 0.02,
+      "box": 10.0,  # weight of a box's error, in sides of the picture
+      "optimizer": _optimizer(2e-3, 100),
       "eval": {"batch": 128},
   }
   c.actor = {
-      "init": "reward.safetensors",
-      "steps": 1200,
+      "model": {"size": 32, "patch": 8, "width": 96, "depth": 2, "heads": 6},
+      "steps": 600,
       "batch": 128,
       "ema_decay": 0.98,
-      "log_every": 25,
-      "eval_every": 400,
+      "log_every": 50,
+      "eval_every": 200,
       "checkpoint": {"every": 100, "keep_last": 1},
       "noise": 0.05,
-      "optimizer": _optimizer(1e-3, 25),
-      "eval": {"rows": 256},
+      "optimizer": _optimizer(1e-3, 50),
+      "eval": {"rows": 512},
   }
   c.actor_grpo = {
-      "steps": 24,
+      "steps": 96,
       "contexts": 12,  # images an iteration
       "group": 8,  # instructions for each
       "updates": 2,  # optimizer steps an iteration, on all of it
       "edit": edit,
-      "format": 0.1,
       "length": 0.02,
-      "entropy": 0.0,
+      "entropy": 0.01,
       "ema_decay": 0.8,
       "advantage": {"name": "group_z", "eps": 1e-2},
       "objective": {"name": "ppo_position", "clip_range": 0.2, "adv_clip": 5.0},
@@ -110,7 +113,7 @@ def get_config(arg=""):
       "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.editor_grpo = {
-      "steps": 24,
+      "steps": 96,
       "contexts": 8,
       "group": 8,  # edits of each image and instruction
       "rollout": {"steps": 4, "window": 2, "window_range": (0, 3)},
@@ -132,7 +135,7 @@ def get_config(arg=""):
           "ema_decay": 0.8, "ema_every": 1,
       },
       "checkpoint": {"every": 10, "keep_last": 1},
-      "optimizer": _optimizer(1e-4, 5, schedule="constant"),
+      "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.generator_grpo = _generator()
   c.eval = {
@@ -161,7 +164,7 @@ def _generator():
       "advantage",
   )
   g = {name: q[name] for name in kept}
-  g["steps"] = 24
+  g["steps"] = 128  # as many calls of a network as in the two phases
   g["prompts"] = {"count": 1024, "per_step": 8}
   g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
   g["select"] = {"name": "topk_bottomk", "k": 2}
@@ -178,7 +181,7 @@ def _shrink(c):
   """Random models of 16 px and two steps of everything."""
   for name in ("diffuser", "editor", "checker", "actor"):
     c[name].update({"steps": 2, "batch": 8, "log_every": 1, "eval_every": 2})
-  c.diffuser.init = c.checker.init = c.actor.init = ""
+  c.diffuser.init = ""
   c.diffuser.policy = {
       "size": 16, "autoencoder": "", "fold": 4, "prediction": "image",
       "width": 16, "depth": 2, "heads": 2, "dual_layers": 0,
@@ -186,10 +189,8 @@ def _shrink(c):
       "max_tokens": 27, "text_depth": 1,
   }
   c.diffuser.loss_floor = c.editor.loss_floor = 0.3
-  c.checker.reward = c.actor.reward = {
-      "size": 16, "patch": 8, "max_tokens": 27, "width": 16, "depth": 1,
-      "heads": 2,
-  }
+  c.checker.model = {"size": 16, "tints": 4, "channels": (4, 4), "width": 8}
+  c.actor.model = {"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2}
   c.diffuser.eval.update({"prompts": 8, "batch": 8, "steps": 2})
   c.editor.eval.update({"edits": 8, "steps": 2})
   c.drawn.update({"train": 8, "held_out": 8})

@@ -1,120 +1,189 @@
 """The Actor: an autoregressive policy over the words of an edit instruction.
 
-A prefix language model: the image's patches and the prompt, in which every
-word carries the Checker's verdict on its clause, see each other; the words of
-the instruction see them and the words before. Sizes and embeddings are those
-of the reward model, whose weights it starts from. RL-RIG's Actor is a
-vision-language model; this one is ours.
+A prefix language model: the image's patches, the prompt's things with what the
+Checker saw of them, and its relations with the Checker's verdicts see each
+other; the words of the instruction see them and the words before. Only words
+that go on to one of the instructions that the prompt allows have a
+probability. RL-RIG's Actor is a vision-language model; this one is ours.
 """
+
+import dataclasses
+import json
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from spatialrl.models.reward_model import RewardConfig, to_patches
+from spatialrl.models.reward_model import to_patches
 from spatialrl.models.text_encoder import TransformerBlock
+from spatialrl.scenes import graph as graphs
 from spatialrl.scenes import instructions
 
 _START = instructions.PAD  # what the first word follows
+_COLOUR = instructions.WORDS.index(next(iter(graphs.COLOURS)))
+_SHAPE = instructions.WORDS.index(graphs.SHAPES[0])
+_NEVER = -1e9  # logit of a word that may not be said; infinity has no gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorConfig:
+  """Sizes of the Actor.
+
+  Attributes:
+    size: pixels a side of the images.
+    patch: pixels a side of one image token.
+    width: channels of every token.
+    depth: transformer blocks.
+    heads: attention heads; must divide `width`.
+  """
+
+  size: int = 32
+  patch: int = 8
+  width: int = 96
+  depth: int = 2
+  heads: int = 6
+
+  def to_json(self):
+    """The sizes as a JSON string, as stored beside the weights."""
+    return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+  @classmethod
+  def from_json(cls, text):
+    return cls(**json.loads(text))
+
+
+class Context(NamedTuple):
+  """What the Actor knows of B images.
+
+  Attributes:
+    images: f32[B, S, S, 3] in [-1, 1].
+    things: i32[B, 2, 2], colour and shape of the prompt's two things.
+    sight: f32[B, 2, 5], how surely the Checker sees them, and their boxes.
+    predicates: i32[B, R], the relations of the prompt by `graph.OPPOSITE`, as
+      if the first thing were the subject of all; -1 beyond them.
+    verdict: f32[B, R], the probability that each holds.
+    choices: i32[B, N, T], token ids of every instruction that may be written.
+  """
+
+  images: jax.Array
+  things: jax.Array
+  sight: jax.Array
+  predicates: jax.Array
+  verdict: jax.Array
+  choices: jax.Array
 
 
 class Actor(nn.Module):
   """Logits of every word of an instruction.
 
-  Call with images f32[B, S, S, 3] in [-1, 1], ids i32[B, L] and mask
-  bool[B, L] of the prompt, verdict f32[B, L], the probability that the clause
-  of a word holds, and words i32[B, T]; returns f32[B, T, V], the logits of
+  Call with a Context and words i32[B, T]; returns f32[B, T, V], the logits of
   word k given those before it.
   """
 
-  config: RewardConfig
+  config: ActorConfig
 
   @nn.compact
-  def __call__(self, images, ids, mask, verdict, words):
+  def __call__(self, context, words):
     c = self.config
-    side = c.size // c.patch
-    x = nn.Dense(c.width, name="patches")(to_patches(c, images))
-    unit = nn.initializers.normal(1.0)
-    x = x + self.param("positions", unit, (side * side, c.width))[None]
-    table = self.param("words", unit, (c.vocabulary, c.width))
-    places = self.param("places", unit, (c.max_tokens, c.width))
-    holds = self.param("holds", unit, (c.width,))
-    text = table[ids] + places[None, : ids.shape[1]]
-    text = text + (2 * verdict - 1)[..., None] * holds[None, None]
-    length = words.shape[1]
+    side, length = c.size // c.patch, words.shape[1]
+
+    def table(name, rows):
+      return self.param(name, nn.initializers.normal(1.0), (rows, c.width))
+
+    spoken = table("words", len(instructions.WORDS))
+    patches = nn.Dense(c.width, name="patches")(to_patches(c, context.images))
+    patches = patches + table("positions", side * side)[None]
+    colour, shape = jnp.moveaxis(context.things, -1, 0)
+    things = spoken[colour + _COLOUR] + spoken[shape + _SHAPE]
+    things = things + nn.Dense(c.width, name="sight")(context.sight)
+    things = things + table("order", 2)[None]
+    stated = table("predicates", len(graphs.OPPOSITE))[context.predicates]
+    verdict = (2 * context.verdict - 1)[..., None]
+    stated = stated + verdict * table("holds", 1)[None]
     said = jnp.pad(words[:, :-1], ((0, 0), (1, 0)), constant_values=_START)
-    steps = self.param("steps", unit, (instructions.LENGTH, c.width))
-    spoken = self.param("spoken", unit, (len(instructions.WORDS), c.width))
-    said = spoken[said] + steps[None, :length]
-    x = jnp.concatenate([x, text, said], axis=1)
-    seen = _mask(mask, side**2, length)
+    said = spoken[said] + table("steps", instructions.LENGTH)[None, :length]
+    x = jnp.concatenate([patches, things, stated, said], axis=1)
+    seen = _mask(context.predicates >= 0, side * side + 2, length)
     for i in range(c.depth):
       x = TransformerBlock(c.width, c.heads, name=f"block_{i}")(x, seen)
     x = nn.LayerNorm(epsilon=1e-6, name="norm")(x[:, -length:])
-    return nn.Dense(len(instructions.WORDS), name="out")(x)
+    logits = nn.Dense(len(instructions.WORDS), name="out")(x)
+    return jnp.where(allowed(context.choices, words), logits, _NEVER)
 
 
-def init(config, key, reward=None):
-  """Random weights, or those of a reward model where it has the same."""
-  images = jnp.zeros((1, config.size, config.size, 3))
-  ids = jnp.zeros((1, config.max_tokens), jnp.int32)
+def init(config, key):
+  """Random weights."""
+  shape = (1, config.size, config.size, 3)
   words = jnp.zeros((1, instructions.LENGTH), jnp.int32)
-  params = Actor(config).init(
-      key, images, ids, ids == 0, jnp.zeros(ids.shape), words
-  )["params"]
-  known = (reward or {}).get("backbone", {})
-  return params | {name: known[name] for name in params if name in known}
+  context = Context(
+      images=jnp.zeros(shape), things=jnp.zeros((1, 2, 2), jnp.int32),
+      sight=jnp.zeros((1, 2, 5)), predicates=jnp.zeros((1, 1), jnp.int32),
+      verdict=jnp.zeros((1, 1)), choices=words[:, None],
+  )
+  return Actor(config).init(key, context, words)["params"]
+
+
+def allowed(choices, words):
+  """Which word may come next, after those before it.
+
+  Args:
+    choices: i32[B, N, T], all that may be said.
+    words: i32[B, T].
+
+  Returns:
+    bool[B, T, V]; nothing where the words before are of no choice.
+  """
+  same = jnp.cumprod(choices == words[:, None], axis=-1)
+  alive = jnp.pad(same[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=1)
+  vocabulary = jnp.arange(len(instructions.WORDS))
+  named = choices[..., None] == vocabulary[None, None, None]
+  return (named & (alive[..., None] > 0)).any(1)
 
 
 def log_probs(config, params, context, words):
-  """log p of the given words, f32[B, T]; see `Actor` for the arguments.
+  """log p of the given words.
 
   Args:
-    config: RewardConfig.
+    config: ActorConfig.
     params: weights.
-    context: (images, ids, mask, verdict).
+    context: Context.
     words: i32[B, T].
 
   Returns:
     (f32[B, T], entropy f32[B, T]).
   """
-  logits = Actor(config).apply({"params": params}, *context, words)
+  logits = Actor(config).apply({"params": params}, context, words)
   table = jax.nn.log_softmax(logits.astype(jnp.float32))
   chosen = jnp.take_along_axis(table, words[..., None], axis=-1)[..., 0]
   return chosen, -jnp.sum(jnp.exp(table) * table, -1)
 
 
 def sample(config, params, context, key, *, temperature=1.0):
-  """Draws an instruction for each row.
+  """Draws an instruction for each row, always one of its choices.
 
   Args:
-    config: RewardConfig.
+    config: ActorConfig.
     params: weights.
-    context: (images, ids, mask, verdict).
+    context: Context.
     key: PRNG key.
     temperature: of the draw; 0 takes the likeliest word.
 
   Returns:
-    i32[B, T]; PAD after the first END.
+    i32[B, T]; PAD after END.
   """
-  rows = context[0].shape[0]
-
-  def step(carry, k):
-    words, over = carry
-    logits = Actor(config).apply({"params": params}, *context, words)[:, k]
+  def step(words, k):
+    logits = Actor(config).apply({"params": params}, context, words)[:, k]
     if temperature:
       drawn = jax.random.categorical(
           jax.random.fold_in(key, k), logits / temperature
       )
     else:
       drawn = jnp.argmax(logits, -1)
-    drawn = jnp.where(over, instructions.PAD, drawn)
-    return (words.at[:, k].set(drawn), over | (drawn == instructions.END)), None
+    return words.at[:, k].set(drawn), None
 
-  words = jnp.zeros((rows, instructions.LENGTH), jnp.int32)
-  start = (words, jnp.zeros(rows, bool))
-  (words, _), _ = jax.lax.scan(step, start, jnp.arange(instructions.LENGTH))
-  return words
+  words = jnp.zeros((len(context.images), instructions.LENGTH), jnp.int32)
+  return jax.lax.scan(step, words, jnp.arange(instructions.LENGTH))[0]
 
 
 def tokens(words):
@@ -123,16 +192,12 @@ def tokens(words):
   return (ended == 0) | ((ended == 1) & (words == instructions.END))
 
 
-def _mask(mask, image, length):
+def _mask(stated, others, length):
   """bool[B, N, N]: the prefix sees itself, a word all before it as well."""
-  rows, text = mask.shape
-  prefix = jnp.concatenate([jnp.ones((rows, image), bool), mask], 1)
-  before = jnp.tril(jnp.ones((length, length), bool))
-  causal = jnp.concatenate([jnp.zeros((image + text, length), bool), before])
-  prefix = jnp.broadcast_to(
-      prefix[:, None], (rows, image + text + length, image + text)
-  )
-  causal = jnp.broadcast_to(causal[None], (rows, *causal.shape))
-  return jnp.concatenate([prefix, causal], 2)
-
-
+  rows, relations = stated.shape
+  count = others + relations + length
+  known = jnp.concatenate([jnp.ones((rows, others), bool), stated], 1)
+  known = jnp.pad(known, ((0, 0), (0, length)))
+  before = jnp.tril(jnp.ones((count, count), bool))
+  word = jnp.arange(count) >= others + relations
+  return known[:, None] | (before & word[None] & word[:, None])[None]

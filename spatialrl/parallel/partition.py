@@ -65,7 +65,7 @@ _SCENES = (
     *_VECTORS,
     *_ADAPTERS,
     (r"(.*/)?(words|pool)", P("fsdp")),
-    (r"(.*/)?(positions|reward_token|holds|steps|spoken)", P()),
+    (r"(.*/)?(positions|reward_token)", P()),
     (r"(.*/)?patches/kernel", P(None, "fsdp")),
     (r"(.*/)?(head|flaws|quality|relations|things)_(in|out)/kernel", P()),
     *_TRANSFORMER,
@@ -86,9 +86,11 @@ _QWEN_VL = (
     (_OUT_OF, P("tensor", "fsdp")),
 )
 
-# The embedded policy, its reward model and the heads on it are one family.
+# The embedded policy, its reward model and the heads on it are one family;
+# every device has RL-RIG's Checker and Actor whole.
 RULES = {
     "scenes": _SCENES,
+    "reflect": ((r".+", P()),),
     "sd3": _DIFFUSION,
     "flux": _DIFFUSION,
     "autoencoder": (*_COUNTERS, *_AUTOENCODER),

@@ -5,12 +5,10 @@ boxes, key) and gives B Instructions, None where what it wrote is none.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from spatialrl.data import tokenizers
 from spatialrl.models import actor as actors
-from spatialrl.reflect import checker, rules, scenes
+from spatialrl.reflect import checker, rules
 from spatialrl.scenes import grammar, instructions
 
 # One program for all Actors of the same sizes.
@@ -39,11 +37,17 @@ class Rules:
 class Learned:
   """The Actor network, compiled."""
 
-  def __init__(self, config, params, *, temperature):
-    """Args: RewardConfig, weights, and the temperature of its draws."""
+  def __init__(self, config, params, check, *, temperature):
+    """Prepares sampling.
+
+    Args:
+      config: ActorConfig.
+      params: weights.
+      check: learned Checker, by whose eyes the things of a prompt are seen.
+      temperature: of the draws.
+    """
     self.config, self.params = config, params
-    self._temperature = temperature
-    self._tokenizer = tokenizers.load()
+    self._check, self._temperature = check, temperature
 
   def __call__(self, images, prompts, probability, boxes, key):
     del boxes
@@ -59,11 +63,19 @@ class Learned:
     )
 
   def context(self, images, prompts, probability):
-    """What the network sees: (images, ids, mask, verdict) of `models.actor`."""
-    ids, mask = tokenizers.encode(self._tokenizer, prompts, scenes.TOKENS)
-    return (
-        jnp.asarray(images, jnp.float32) / 127.5 - 1, ids, mask,
-        spread(prompts, probability),
+    """What the network knows, a `models.actor.Context` of numpy arrays."""
+    things, predicates = checker.asked(prompts)
+    there, boxes = self._check.sight(images, prompts)
+    return actors.Context(
+        images=np.asarray(images, np.float32) / 127.5 - 1,
+        things=things,
+        sight=np.concatenate([there[..., None], boxes], -1),
+        predicates=predicates,
+        verdict=np.where(predicates < 0, 1, probability).astype(np.float32),
+        choices=np.stack([
+            instructions.encode(instructions.choices(grammar.parse(prompt)))
+            for prompt in prompts
+        ]),
     )
 
 
@@ -73,19 +85,3 @@ def read(words, prompts):
       instructions.decode(row, grammar.parse(prompt))
       for row, prompt in zip(np.asarray(words), prompts, strict=True)
   ]
-
-
-def spread(prompts, probability):
-  """Each word's probability that its clause holds: f32[B, scenes.TOKENS].
-
-  A clause and the comma after it take as many tokens as it has words without
-  articles, and one for the comma.
-  """
-  out = np.ones((len(prompts), scenes.TOKENS), np.float32)
-  for row, prompt, told in zip(out, prompts, probability, strict=True):
-    start = 0
-    for clause, value in zip(prompt.split(", "), told, strict=False):
-      length = 1 + sum(w not in grammar.ARTICLES for w in clause.split())
-      row[start : start + length] = value
-      start += length
-  return out

@@ -1,8 +1,8 @@
 """The chain: check, act, edit, until every relation holds or rounds run out.
 
-The loop is RL-RIG's (arXiv:2602.19974, abstract); that the best image seen is
-returned, by the Checker and the earlier one among equals, is ours: an edit may
-break what was right.
+The loop is RL-RIG's (arXiv:2602.19974, abstract). That each round starts from
+the best image seen, which is also what is returned, by the Checker and the
+earlier one among equals, is ours: an edit may break what was right.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ class Round:
   """What one round did to B images.
 
   Attributes:
-    image: u8[B, S, S, 3] after the round.
+    image: u8[B, S, S, 3], what its edits made; where nothing was done, the
+      image from which they would have started.
     probability: f32[B, R], the Checker's, of that image.
     told: list of B Instruction that led to it; None where nothing was done.
     region: bool[B, h, w] that the edit could change; None in round 0.
@@ -70,7 +71,8 @@ def run(
   done = [Round(images, probability, [None] * count, None,
                 np.zeros(count, int), edits)]
   for k in range(1, rounds + 1):
-    images, probability = images.copy(), probability.copy()
+    images = returned([r.image for r in done], done[-1].best)
+    probability = returned([r.probability for r in done], done[-1].best)
     told, region = [None] * count, np.zeros((count, side, side), bool)
     open_ = np.flatnonzero(~checkers.accepted(probability))
     for start, (rows, real) in enumerate(checkers.batches(open_, batch)):

@@ -1,73 +1,111 @@
 """The Checker: does each relation of a prompt hold, and how surely?
 
 RL-RIG's Checker is a vision-language model that reads the relations one by
-one. Here it is the backbone of the packaged reward with a logistic head, asked
-about one relation a sentence; the rule oracle answers the same question as its
-upper bound.
+one. Here it is a small network that looks for the two things of the prompt
+(`models.checker`); the rule oracle answers the same question as its upper
+bound.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spatialrl.data import tokenizers
 from spatialrl.evals import relations
-from spatialrl.models import reward_model
+from spatialrl.models import checker as models
 from spatialrl.reflect import scenes
 from spatialrl.scenes import grammar
-from spatialrl.scenes.graph import SceneGraph
+from spatialrl.scenes import graph as graphs
 
 MOST = max(scenes.RELATIONS)  # R, relations a prompt may state
-TOKENS = tokenizers.caption_tokens(1)
 HOLDS = 0.5  # probability from which a relation counts as holding
+_COLOURS = list(graphs.COLOURS)
 
 
-def clauses(prompt):
-  """One sentence for each relation of a prompt."""
-  graph = grammar.parse(prompt)
-  return [
-      grammar.prompt(SceneGraph(graph.things, (relation,)).in_mention_order())
-      for relation in graph.relations
-  ]
+def indices(labels):
+  """Colour and shape of labels "colour shape", i32[..., 2]."""
+  words = np.char.split(np.asarray(labels, str))
+  pairs = [(_COLOURS.index(c), graphs.SHAPES.index(s)) for c, s in words.flat]
+  return np.array(pairs, np.int32).reshape(*words.shape, 2)
+
+
+def asked(prompts):
+  """What the network is asked about prompts.
+
+  Args:
+    prompts: list of B str, one to R relations between two things.
+
+  Returns:
+    (things i32[B, 2, 2], predicates i32[B, R] as if the first thing were the
+    subject of all, -1 beyond those of a prompt).
+
+  Raises:
+    ValueError: for a prompt of another form.
+  """
+  things, out = [], np.full((len(prompts), MOST), -1, np.int32)
+  for row, prompt in zip(out, prompts, strict=True):
+    graph = grammar.parse(prompt)
+    told = [
+        r.predicate if r.subject == 0 else scenes.inverse(r.predicate)
+        for r in graph.relations
+    ]
+    if (
+        len(graph.things) != 2 or len(told) > MOST
+        or not set(told) <= set(scenes.PREDICATES)
+    ):
+      raise ValueError(
+          f"prompt {prompt!r} is not one to {MOST} relations of"
+          f" {list(scenes.PREDICATES)} between two things."
+      )
+    things.append([thing.label for thing in graph.things])
+    row[: len(told)] = [scenes.PREDICATES.index(p) for p in told]
+  return indices(things), out
 
 
 class Checker:
   """The learned Checker, compiled."""
 
-  def __init__(self, model, params):
-    """Args: RewardConfig and weights; the mean of the score is the logit."""
-    self.model, self.params = model, params
-    self._tokenizer = tokenizers.load()
-    self._ask = jax.jit(self._run)
+  def __init__(self, config, params):
+    """Args: CheckerConfig and weights."""
+    self.config, self.params = config, params
+    self._look = jax.jit(self._run)
 
   def __call__(self, images, prompts):
     """Probability that each relation holds, from `logits`."""
     return np.asarray(jax.nn.sigmoid(self.logits(images, prompts)))
 
   def logits(self, images, prompts):
-    """What the head says of each relation.
+    """What the network says of each relation.
 
     Args:
       images: u8[B, S, S, 3].
-      prompts: list of B str of one to R relations.
+      prompts: list of B str, see `asked`.
 
     Returns:
       f32[B, R]; NaN beyond the relations of a prompt.
     """
-    told = [clauses(prompt) for prompt in prompts]
-    known = np.array([[k < len(row) for k in range(MOST)] for row in told])
-    padded = [(row + row[:1] * MOST)[:MOST] for row in told]
-    ids, mask = tokenizers.encode(
-        self._tokenizer, [text for row in padded for text in row], TOKENS
-    )
-    out = np.asarray(self._ask(self.params, images, ids, mask))
-    return np.where(known, out, np.nan).astype(np.float32)
+    things, predicates = asked(prompts)
+    said = np.asarray(self._look(self.params, images, things)[0])
+    out = np.take_along_axis(said, np.maximum(predicates, 0), axis=1)
+    return np.where(predicates >= 0, out, np.nan)
 
-  def _run(self, params, images, ids, mask):
-    rows = images.shape[0]
-    pixels = jnp.repeat(images.astype(jnp.float32) / 127.5 - 1, MOST, axis=0)
-    logit, _ = reward_model.score(self.model, params, pixels, ids, mask)
-    return logit.reshape(rows, MOST)
+  def sight(self, images, prompts):
+    """Where it sees the two things of each prompt, in order of mention.
+
+    Args:
+      images: u8[B, S, S, 3].
+      prompts: list of B str.
+
+    Returns:
+      (probability of being there f32[B, 2], boxes f32[B, 2, 4], shares of the
+      side).
+    """
+    things, _ = asked(prompts)
+    _, found, boxes = self._look(self.params, images, things)
+    return np.asarray(jax.nn.sigmoid(found)), np.asarray(boxes)
+
+  def _run(self, params, images, things):
+    pixels = images.astype(jnp.float32) / 127.5 - 1
+    return models.apply(self.config, params, pixels, things)
 
 
 class Oracle:

@@ -1,137 +1,80 @@
-"""What the Checker and the Actor are taught with, made from scenes; numpy only.
-"""
-
-import dataclasses
+"""What the Checker is taught with; numpy only."""
 
 import numpy as np
 
-from spatialrl.data import tokenizers
-from spatialrl.reflect import rules, scenes, triples
-from spatialrl.reflect.actors import spread
-from spatialrl.scenes import grammar, instructions, render
-from spatialrl.scenes.graph import Relation, SceneGraph, Thing
+from spatialrl.reflect import scenes
+from spatialrl.reflect.checker import indices
+from spatialrl.scenes import render
 from spatialrl.scenes.holds import holds
 
-_TRIES = 8  # to find a sentence that is as true as it should be
+_OTHER = 0.25  # share of pairs of which one thing is replaced by another
+_ALL = {" ".join(label) for label in scenes.LABELS}
+_SHIFT = 4  # pixels by which a drawn picture is moved at most
 
 
-def ask(rng, graph, found):
-  """A sentence on a relation of two things, and whether it is true.
+def pairs(rng, labels, found):
+  """Questions about pairs of things, and what is true.
 
-  Half of the questions are relations of the prompt; about half are true.
+  Args:
+    rng: numpy Generator.
+    labels: list of B pairs of labels.
+    found: list of B dicts from label to box f32[4], all that is there.
+
+  Returns:
+    dict of things i32[B, 2, 2], there bool[B, 2], boxes f32[B, 2, 4], zeros
+    for what is not there, and holds bool[B, P] by `scenes.PREDICATES`.
   """
-  wanted = rng.uniform() < 0.5
-  for _ in range(_TRIES):
-    if rng.uniform() < 0.5:
-      relation = graph.relations[rng.integers(len(graph.relations))]
-    else:
-      predicate = scenes.PREDICATES[rng.integers(len(scenes.PREDICATES))]
-      pair = rng.permutation(len(graph.things))[:2]
-      relation = Relation(int(pair[0]), predicate, int(pair[1]))
-    true = _true(graph, relation, found)
-    if true == wanted:
-      break
-  one = SceneGraph(graph.things, (relation,)).in_mention_order()
-  return grammar.prompt(SceneGraph(one.things[:2], one.relations)), true
+  asked = [list(rng.permutation(pair)) for pair in labels]
+  for pair in asked:
+    if rng.uniform() < _OTHER:
+      others = sorted(_ALL - set(pair))
+      pair[rng.integers(2)] = others[rng.integers(len(others))]
+  there = np.array([
+      [label in boxes for label in pair]
+      for pair, boxes in zip(asked, found, strict=True)
+  ])
+  nothing = np.zeros(4, np.float32)
+  boxes = np.stack([
+      [boxes.get(label, nothing) for label in pair]
+      for pair, boxes in zip(asked, found, strict=True)
+  ])
+  true = [holds(p, boxes[:, 0], boxes[:, 1]) for p in scenes.PREDICATES]
+  return {
+      "things": indices(asked), "there": there, "boxes": boxes,
+      "holds": np.stack(true, 1) & there.all(1, keepdims=True),
+  }
 
 
 def rendered(rng, count, size):
-  """Renders, and what to ask about them: (graph, boxes of what is there).
-
-  In a quarter of them the graph has another thing than the picture.
-  """
+  """Renders u8[count, size, size, 3], the labels and the boxes of each."""
   drawn = scenes.draw(rng, count, relations=(1,))
   images = render.render_batch(*zip(*drawn, strict=True), size)
-  shown = []
-  for graph, placed in drawn:
-    labels = [thing.label for thing in graph.things]
-    boxes = dict(zip(labels, placed.boxes, strict=True))
-    if rng.uniform() < 0.25:
-      graph = _renamed(rng, graph)
-    shown.append((graph, boxes))
-  return images, shown
+  labels = [[thing.label for thing in graph.things] for graph, _ in drawn]
+  boxes = [
+      dict(zip(names, placed.boxes, strict=True))
+      for names, (_, placed) in zip(labels, drawn, strict=True)
+  ]
+  return images, labels, boxes
 
 
-def mirrored(image, found):
-  """A picture u8[S, S, 3] and its boxes, left and right exchanged.
+def moved(rng, image, found):
+  """A picture u8[S, S, 3] and its boxes, shifted and half the time mirrored.
 
-  Every shape of the world is its own mirror image, so labels stay.
+  Every shape of the world is its own mirror image, so labels stay; nothing
+  that was found leaves the picture.
   """
-  swapped = {
+  size = len(image)
+  corners = np.stack([*found.values(), np.float32([0.5] * 4)])
+  low = np.minimum(corners[:, :2].min(0) * size, _SHIFT).astype(int)
+  high = np.minimum((1 - corners[:, 2:].max(0)) * size, _SHIFT).astype(int)
+  x, y = rng.integers(-low, high + 1)
+  padded = np.pad(image, ((_SHIFT, _SHIFT), (_SHIFT, _SHIFT), (0, 0)), "edge")
+  image = padded[_SHIFT - y :, _SHIFT - x :][:size, :size]
+  step = np.float32([x, y, x, y]) / size
+  found = {label: box + step for label, box in found.items()}
+  if rng.uniform() < 0.5:
+    return image, found
+  return image[:, ::-1], {
       label: np.float32([1 - x2, y1, 1 - x1, y2])
       for label, (x1, y1, x2, y2) in found.items()
   }
-  return image[:, ::-1], swapped
-
-
-def _renamed(rng, graph):
-  things = list(graph.things)
-  names = scenes.other_labels(graph)
-  things[rng.integers(2)] = Thing(*names[rng.integers(len(names))])
-  return dataclasses.replace(graph, things=tuple(things))
-
-
-def imitations(seed, batch, size, tokenizer):
-  """Scenes that break a prompt, and what the rules say of them.
-
-  Args:
-    seed: list of ints.
-    batch: int, B.
-    size: pixels a side, S.
-    tokenizer: of the prompts.
-
-  Returns:
-    dict of images u8[B, S, S, 3], ids, mask, verdict f32[B, L], words
-    i32[B, LENGTH] and prompts.
-  """
-  rng = np.random.default_rng(seed)
-  rows = {"graph": [], "layout": [], "prompts": [], "told": [], "verdict": []}
-  while len(rows["told"]) < batch:
-    for (asked, _), (_, placed) in zip(
-        scenes.draw(rng, batch), scenes.draw(rng, batch, relations=(1,)),
-        strict=True,
-    ):
-      # The picture's places with the prompt's things, now and then one of them
-      # gone or something else.
-      shown = SceneGraph(asked.things)
-      if rng.uniform() < 0.2:
-        shown = triples.without_one(rng, shown)
-        keep = np.arange(len(shown.things))
-        placed = dataclasses.replace(
-            placed, centre=placed.centre[keep], radius=placed.radius[keep],
-            thing=keep.astype(np.int32),
-        )
-      labels = [thing.label for thing in shown.things]
-      boxes = dict(zip(labels, placed.boxes, strict=True))
-      boxes = {
-          label: box for label, box in boxes.items()
-          if label in {thing.label for thing in asked.things}
-      }
-      true = [_true(asked, relation, boxes) for relation in asked.relations]
-      if all(true):
-        continue
-      rows["graph"].append(shown)
-      rows["layout"].append(placed)
-      rows["prompts"].append(grammar.prompt(asked))
-      rows["told"].append(rules.act(rng, asked, np.flatnonzero(~np.array(true)),
-                                    boxes))
-      # The Checker is rarely quite sure, and now and then wrong.
-      noise = np.abs(rng.normal(0, 0.1, len(true)))
-      rows["verdict"].append(np.clip(np.abs(np.array(true) - noise), 0, 1))
-  rows = {name: values[:batch] for name, values in rows.items()}
-  ids, mask = tokenizers.encode(tokenizer, rows["prompts"], scenes.TOKENS)
-  return {
-      "images": render.render_batch(rows["graph"], rows["layout"], size),
-      "ids": ids,
-      "mask": mask,
-      "verdict": spread(rows["prompts"], rows["verdict"]),
-      "words": instructions.encode(rows["told"]),
-      "prompts": np.array(rows["prompts"]),
-  }
-
-
-def _true(graph, relation, boxes):
-  a, b = (graph.things[i].label for i in (relation.subject, relation.object))
-  return a in boxes and b in boxes and bool(
-      holds(relation.predicate, boxes[a], boxes[b])
-  )

@@ -14,12 +14,9 @@ from spatialrl.scenes import graph as graphs
 from spatialrl.scenes import layout as layouts
 from spatialrl.scenes.holds import clearance
 
-PREDICATES = tuple(p for p in graphs.PREDICATES if p != "inside")
+PREDICATES = tuple(graphs.OPPOSITE)
 RELATIONS = (2, 3, 4)
 TOKENS = caption_tokens(max(RELATIONS))
-_INVERSE = {
-    p: graphs.OPPOSITE[p] for p in PREDICATES if p not in ("near", "far from")
-}
 LABELS = [(c, s) for c in graphs.COLOURS for s in graphs.SHAPES]
 _POOL, _CHUNK = 4096, 1 << 15  # layouts kept for each number, tried at once
 _SCENES, _PROMPTS = 1, 2  # keep the random streams apart
@@ -98,6 +95,12 @@ def prompts(seed, count, *, relations=RELATIONS, held_out=False):
   return list(found)[:count]
 
 
+def inverse(predicate):
+  """What b is to a when a PREDICATE b."""
+  symmetric = predicate in ("near", "far from")
+  return predicate if symmetric else graphs.OPPOSITE[predicate]
+
+
 def other_labels(graph):
   """(colour, shape) of everything that is not in a graph."""
   there = {thing.label for thing in graph.things}
@@ -114,10 +117,10 @@ def _scene(rng, number, held_out):
   for index in chosen:
     predicate = PREDICATES[index]
     if order == (1, 0):
-      predicate = _INVERSE.get(predicate, predicate)
+      predicate = inverse(predicate)
     relation = graphs.Relation(0, predicate, 1)
     if relations and rng.uniform() < 0.5:  # the first clause mentions 0 first
-      relation = graphs.Relation(1, _INVERSE.get(predicate, predicate), 0)
+      relation = graphs.Relation(1, inverse(predicate), 0)
     relations.append(relation)
   things = tuple(graphs.Thing(*label) for label in _labels(rng, held_out))
   placed = layouts.Layout(

@@ -131,15 +131,3 @@ def _boxes(rng, graph, placed):
   boxes = placed.boxes + rng.normal(0, _MISREAD, (len(placed.radius), 4))
   labels = [thing.label for thing in graph.things]
   return dict(zip(labels, boxes.astype(np.float32), strict=True))
-
-
-def without_one(rng, graph):
-  """The graph with one thing missing, or something else in its place."""
-  things = list(graph.things)
-  names = scenes.other_labels(graph)
-  gone = rng.integers(len(things))
-  if rng.uniform() < 0.5:
-    things[gone] = graphs.Thing(*names[rng.integers(len(names))])
-  else:
-    del things[gone]
-  return graphs.SceneGraph(tuple(things))

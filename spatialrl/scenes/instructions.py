@@ -12,6 +12,7 @@ which carry nothing and are not tokens.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -119,6 +120,19 @@ def require_known(instruction, graph):
     raise ValueError(
         f"instruction {str(instruction)!r} swaps a thing with itself."
     )
+
+
+def choices(graph):
+  """Every instruction about the things of a graph, a list."""
+  labels = [thing.label for thing in graph.things]
+  placed = itertools.product(PLACED, labels, PLACES)
+  sized = itertools.product(("enlarge", "shrink"), labels)
+  swaps = itertools.permutations(labels, 2)
+  return [
+      *(Instruction(verb, label, place) for verb, label, place in placed),
+      *(Instruction(verb, label) for verb, label in sized),
+      *(Instruction("swap", a, other=b) for a, b in swaps),
+  ]
 
 
 def encode(instructions):

@@ -8,6 +8,7 @@ from spatialrl.flow.rollout import check_window
 from spatialrl.rl.advantage import ADVANTAGES
 from spatialrl.rl.ppo import PPO
 from spatialrl.train import (
+    reflect_actor,
     reflect_edit_grpo,
     reflect_eval,
     reflect_grpo,
@@ -75,7 +76,7 @@ PHASES = {
     "editor": (reflect_parts.editor, "editor.safetensors"),
     "drawn": (reflect_judges.drawn, "drawn.npz"),
     "checker": (reflect_judges.checker, "checker.safetensors"),
-    "actor": (reflect_judges.actor, "actor.safetensors"),
+    "actor": (reflect_actor.actor, "actor.safetensors"),
     "actor_grpo": (reflect_grpo.actor_grpo, "actor.safetensors"),
     "editor_grpo": (reflect_edit_grpo.editor_grpo, "editor.safetensors"),
     "generator_grpo": (

@@ -44,11 +44,11 @@ def editor_grpo(config, folder, mesh):
   check = load_checker(root)
   editor, base = editors.load(root / "editor/editor.safetensors")
   base = jax.device_put(base, meshes.replicated(mesh))
-  speaker = Learned(*load_actor(root, "actor_grpo"), temperature=1.0)
+  speaker = Learned(*load_actor(root, "actor_grpo"), check, temperature=1.0)
   slots = bind_all(config)
   times = editor.start * jnp.asarray(slots.schedule(config.rollout.steps))
   groups, size = config.contexts, config.group
-  pool = open_pool(root, check, groups * size)
+  pool = open_pool(root, "train", check, groups * size)
   optimizer = make_optimizer(
       config.optimizer, config.steps * config.train.updates
   )

@@ -39,6 +39,7 @@ CHAINS = {
     "chain": Chained("learned", "actor_grpo", "editor_grpo"),
     "chain_rules": Chained("learned", "rules", "editor_grpo"),
     "chain_oracle": Chained("oracle", "actor_grpo", "editor_grpo"),
+    "chain_rules_oracle": Chained("oracle", "rules", "editor_grpo"),
 }
 
 
@@ -60,7 +61,8 @@ class Study:
     }
     self.actors = {"rules": Rules()} | {
         name: Learned(
-            *load_actor(root, name), temperature=config.temperature
+            *load_actor(root, name), self.checkers["learned"],
+            temperature=config.temperature,
         )
         for name in ("actor", "actor_grpo")
     }
@@ -221,13 +223,14 @@ def _measured(study, prompts, done, first):
   each, returned = [first], [(first, None)]
   followed, broke, damaged, rebuilt = [], [], [], []
   for k in range(1, len(done)):
-    before, now = done[k - 1], done[k]
+    now = done[k]
+    before = chain.returned([r.image for r in done[:k]], done[k - 1].best)
     rows = np.flatnonzero([t is not None for t in now.told])
     values = {name: value.copy() for name, value in each[-1].items()}
     damage = None
     if len(rows):
       asked = [prompts[i] for i in rows]
-      source, edited = before.image[rows], now.image[rows]
+      source, edited = before[rows], now.image[rows]
       for name, value in edits.per_image(asked, edited).items():
         values[name][rows] = value
       region = now.region[rows]

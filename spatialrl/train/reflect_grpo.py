@@ -22,6 +22,7 @@ from spatialrl.reflect import editing
 from spatialrl.reflect.actors import Learned, read
 from spatialrl.rl.advantage import ADVANTAGES
 from spatialrl.rl.ppo import PPO
+from spatialrl.scenes import instructions
 from spatialrl.train.reflect_pool import (
     contexts,
     load_actor,
@@ -39,9 +40,9 @@ def actor_grpo(config, folder, mesh):
   """Phase A: instructions that gain relations, the editor frozen.
 
   A group is G instructions for one image, carried out with the same noise. The
-  reward is the gain in the Checker's mean probability, plus `format` for an
-  instruction of the grammar that names things of the prompt, minus `length`
-  for each share of the longest instruction.
+  reward is the gain in the Checker's mean probability, or 0 for a loss, minus
+  `length` for each share of the longest instruction; a term for the format is
+  not needed, as the Actor can write nothing but instructions.
   """
   del mesh
   root = folder.parent
@@ -51,10 +52,10 @@ def actor_grpo(config, folder, mesh):
   inverse = editing.Inverse(editor, steps=config.edit.steps,
                             shift=config.edit.shift)
   model, params = load_actor(root, "actor")
-  speaker = Learned(model, params, temperature=1.0)
+  speaker = Learned(model, params, check, temperature=1.0)
   groups, size = config.contexts, config.group
   group = np.repeat(np.arange(groups), size)
-  pool = open_pool(root, check, groups * size)
+  pool = open_pool(root, "train", check, groups * size)
   advantage = bind(ADVANTAGES, config.advantage, "advantage")
   optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
   update = jax.jit(actor_update(model, config, optimizer, advantage))
@@ -74,19 +75,19 @@ def actor_grpo(config, folder, mesh):
           jax.random.fold_in(key, _EDIT), group,
       )
       after = checkers.score(check(edited, part.prompts))
-      valid = np.array([t is not None for t in told])
-      gain = np.where(valid, after - checkers.score(part.probability), 0.0)
+      gain = after - checkers.score(part.probability)
       share = np.asarray(actors.tokens(words)).mean(1)
-      reward = gain + config.format * valid - config.length * share
+      # The chain takes back what gains nothing, so a loss costs no more.
+      reward = np.maximum(gain, 0) - config.length * share
       state, values = update(
           state, context, words, jnp.asarray(reward, jnp.float32), group
       )
       values = jax.device_get(values) | {
           "reward": reward.mean(), "gain": gain.mean(),
-          "valid": valid.mean(), "words": 6 * share.mean(),
+          "words": instructions.LENGTH * share.mean(),
       }
       run.log(step + 1, {n: float(v) for n, v in values.items()},
-              ("reward", "gain", "valid", "entropy"))
+              ("reward", "gain", "entropy"))
       run.maybe_save(state, step + 1)
   folder.mkdir(parents=True, exist_ok=True)
   assets.save(

@@ -1,4 +1,4 @@
-"""Phases `drawn`, `checker` and `actor` of the job `reflect`."""
+"""Phases `drawn` and `checker` of the job `reflect`."""
 
 import io
 import json
@@ -8,28 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spatialrl.data import tokenizers
 from spatialrl.data.prompts import Tokens
 from spatialrl.io import assets
 from spatialrl.io.plots import write_whole
-from spatialrl.models import actor as actors
+from spatialrl.models import checker as models
 from spatialrl.models import editor as editors
-from spatialrl.models import reward_model
-from spatialrl.models.build import load_policy, load_reward
+from spatialrl.models.build import load_policy
 from spatialrl.reflect import checker as checkers
 from spatialrl.reflect import editing, questions, scenes
-from spatialrl.reflect.actors import Learned, Rules, read
+from spatialrl.reflect.actors import Rules
 from spatialrl.scenes import grammar
-from spatialrl.train.reflect_pool import Drawn, load_drawn
+from spatialrl.train.reflect_pool import load_drawn
 from spatialrl.train.sampling import Sampler
 from spatialrl.train.supervised import fit
 
 _HELD_OUT = 1 << 21  # seed of what is measured on; training seeds are smaller
-_CHECKER, _ACTOR = 4, 5  # keep the random streams apart
+_CHECKER = 4  # keeps this random stream apart from others
 
 
 def drawn(config, folder, mesh):
-  """Draws images and edits them once, for training and held out: `drawn.npz`.
+  """Draws images and edits them `edits` times: `drawn.npz`.
+
+  Training prompts and held-out ones. The instructions are the rules' on what
+  the oracle finds wrong, so an image that is right stays as it is.
   """
   root = folder.parent
   policy, params = load_policy(root / "diffuser/policy.safetensors")
@@ -44,76 +45,84 @@ def drawn(config, folder, mesh):
       ("held_out", _HELD_OUT, config.held_out),
   ):
     prompts = scenes.prompts(seed, count, held_out=name == "held_out")
-    images = sampler(params, None, prompts, seed)
-    boxes = editing.found_boxes(images)
-    key, batch = jax.random.key(seed), config.sampling.batch
-    said = checkers.Oracle()(images, prompts)
-    told = Rules()(images, prompts, said, boxes, key)
-    edited = np.concatenate([
-        inverse(
-            weights, None, images[rows], [told[i] for i in rows],
-            [boxes[i] for i in rows], key, rows,
-        )[0][:real]
-        for rows, real in checkers.batches(np.arange(count), batch)
-    ])
-    out[f"{name}_images"] = np.concatenate([images, edited])
-    out[f"{name}_prompts"] = np.array(prompts + prompts)
+    made = [sampler(params, None, prompts, seed)]
+    for turn in range(config.edits):
+      key = jax.random.fold_in(jax.random.key(seed), turn)
+      made.append(_edited(inverse, weights, made[-1], prompts, key,
+                          config.sampling.batch))
+    out[f"{name}_images"] = np.concatenate(made)
+    out[f"{name}_prompts"] = np.array(prompts * len(made))
   file = io.BytesIO()
   np.savez_compressed(file, **out)
   write_whole(folder / "drawn.npz", file.getvalue())
 
 
-def checker(config, folder, mesh):
-  """Trains the reward's backbone to answer one relation at a time.
+def _edited(inverse, weights, images, prompts, key, batch):
+  """What the rules would make of each image, u8[N, S, S, 3]."""
+  boxes = editing.found_boxes(images)
+  said = checkers.Oracle()(images, prompts)
+  told = Rules()(images, prompts, said, boxes, key)
+  return np.concatenate([
+      inverse(
+          weights, None, images[rows], [told[i] for i in rows],
+          [boxes[i] for i in rows], key, rows,
+      )[0][:real]
+      for rows, real in checkers.batches(np.arange(len(prompts)), batch)
+  ])
 
-  Half of the images are those of the phase `drawn`, half rendered; the answers
-  are the oracle's. The logit is scaled and shifted on drawn images that are
-  kept aside: before, since the reward's scores are no logits, and after.
-  Writes `checker.safetensors`.
+
+def checker(config, folder, mesh):
+  """Trains the Checker on what the oracle finds in images of the parts.
+
+  Half of the images are those of the phase `drawn`, half rendered. The logit is
+  scaled and shifted on drawn images of prompts that are kept aside. Writes
+  `checker.safetensors`.
   """
-  model, params = _reward(config)
+  model = models.CheckerConfig(**config.model.to_dict())
   data = load_drawn(folder.parent, "train")
-  tokenizer = tokenizers.load()
-  aside = int(len(data.prompts) * config.aside)
+  count = len(set(data.prompts))
+  aside = np.arange(len(data.prompts)) % count < config.aside * count
+  kept, learned = data.take(aside), data.take(~aside)
 
   def make_batch(step):
     rng = np.random.default_rng([config.seed, step, _CHECKER])
     half = config.batch // 2
-    images, asked = [], []
-    for i in rng.integers(aside, len(data.prompts), half):
-      image, found = data.images[i], data.boxes[i]
-      if rng.uniform() < 0.5:
-        image, found = questions.mirrored(image, found)
+    images, labels, found = questions.rendered(
+        rng, config.batch - half, model.size
+    )
+    images = list(images)
+    for i in rng.integers(len(learned.prompts), size=half):
+      image, boxes = questions.moved(rng, learned.images[i], learned.boxes[i])
       images.append(image)
-      asked.append(questions.ask(rng, grammar.parse(data.prompts[i]), found))
-    more, shown = questions.rendered(rng, config.batch - half, model.size)
-    asked += [questions.ask(rng, graph, found) for graph, found in shown]
-    text, truth = zip(*asked, strict=True)
-    ids, mask = tokenizers.encode(tokenizer, text, checkers.TOKENS)
-    return {
-        "images": np.concatenate([np.stack(images), more]),
-        "ids": ids, "mask": mask, "truth": np.array(truth),
-    }
+      found.append(boxes)
+      graph = grammar.parse(learned.prompts[i])
+      labels.append([thing.label for thing in graph.things])
+    return {"images": np.stack(images)} | questions.pairs(rng, labels, found)
 
   def loss(params, batch, key):
     images = batch["images"].astype(jnp.float32) / 127.5 - 1
     images += config.noise * jax.random.normal(key, images.shape)
-    logit, _ = reward_model.score(
-        model, params, images, batch["ids"], batch["mask"]
+    holds, there, boxes = models.apply(model, params, images, batch["things"])
+    answer, sight = (
+        optax.sigmoid_binary_cross_entropy(logit, truth.astype(jnp.float32))
+        for logit, truth in (
+            (holds, batch["holds"]), (there, batch["there"])
+        )
     )
-    truth = batch["truth"].astype(jnp.float32)
-    error = optax.sigmoid_binary_cross_entropy(logit, truth)
-    right = (logit > 0) == batch["truth"]
-    return error.mean(), {"accuracy": right.mean()}
+    off = jnp.abs(boxes - batch["boxes"]).mean(-1) * batch["there"]
+    value = answer.mean() + sight.mean() + config.box * off.mean()
+    return value, {"answer": answer.mean(), "off": off.mean()}
 
   held_out = load_drawn(folder.parent, "held_out")
-  kept = Drawn(data.images[:aside], data.prompts[:aside], data.boxes[:aside])
-  params = calibrated(model, params, kept, config.eval.batch)
 
   def evaluate(params):
     return measure(model, params, held_out, config.eval.batch)
 
-  state = fit(config, folder, mesh, params, loss, make_batch, evaluate)
+  params = models.init(model, jax.random.key(config.seed))
+  state = fit(
+      config, folder, mesh, params, loss, make_batch, evaluate,
+      family="reflect",
+  )
   params = calibrated(model, state.ema, kept, config.eval.batch)
   numbers = evaluate(params)
   print(numbers, flush=True)
@@ -121,7 +130,7 @@ def checker(config, folder, mesh):
       folder / "checker.safetensors",
       jax.device_get(params),
       {
-          "reward": model.to_json(), "measured": json.dumps(numbers),
+          "checker": model.to_json(), "measured": json.dumps(numbers),
           "config": json.dumps(config.to_dict()),
       },
       dtype=np.float32,
@@ -166,67 +175,9 @@ def platt(logit, truth):
 
 
 def calibrated(model, params, data, batch):
-  """The weights with `platt`'s scale and shift folded into the head."""
+  """The weights with `platt`'s scale and shift folded into the last layer."""
   scale, shift = platt(*answers(model, params, data, batch))
-  head = jax.tree.map(jnp.asarray, params["head_out"])
-  kernel = head["kernel"].at[:, 0].multiply(scale)
-  bias = head["bias"].at[0].set(scale * head["bias"][0] + shift)
-  return params | {"head_out": {"kernel": kernel, "bias": bias}}
-
-
-def actor(config, folder, mesh):
-  """Warm start of the Actor: the words of `rules.act` on rendered scenes.
-
-  Writes `actor.safetensors`.
-  """
-  model, reward = _reward(config)
-  params = actors.init(model, jax.random.key(config.seed), reward)
-  tokenizer = tokenizers.load()
-
-  def make_batch(step):
-    return questions.imitations(
-        [config.seed, step, _ACTOR], config.batch, model.size, tokenizer
-    )
-
-  def loss(params, batch, key):
-    images = batch["images"].astype(jnp.float32) / 127.5 - 1
-    images += config.noise * jax.random.normal(key, images.shape)
-    context = (images, batch["ids"], batch["mask"], batch["verdict"])
-    chosen, _ = actors.log_probs(model, params, context, batch["words"])
-    said = actors.tokens(batch["words"])
-    return -jnp.sum(chosen * said) / jnp.sum(said), {}
-
-  test = questions.imitations(
-      [_HELD_OUT, 0, _ACTOR], config.eval.rows, model.size, tokenizer
-  )
-
-  def evaluate(params):
-    speaker = Learned(model, params, temperature=1.0)
-    context = (test["images"].astype(np.float32) / 127.5 - 1,
-               *(test[name] for name in ("ids", "mask", "verdict")))
-    words = speaker.draw(params, context, jax.random.key(0))
-    told = read(words, test["prompts"].tolist())
-    return {"valid": float(np.mean([t is not None for t in told]))}
-
-  def numbers(step):
-    batch = make_batch(step)
-    del batch["prompts"]
-    return batch
-
-  state = fit(config, folder, mesh, params, loss, numbers, evaluate)
-  assets.save(
-      folder / "actor.safetensors",
-      jax.device_get(state.ema),
-      {"actor": model.to_json(), "config": json.dumps(config.to_dict())},
-      dtype=np.float32,
-  )
-
-
-def _reward(config):
-  """(RewardConfig, weights) that checker and Actor start from."""
-  if config.init:
-    return load_reward(config.init)
-  model = reward_model.RewardConfig(
-      vocabulary=len(tokenizers.load()), **config.reward.to_dict()
-  )
-  return model, reward_model.init(model, jax.random.key(config.seed))
+  last = params["holds"]
+  return params | {"holds": {
+      "kernel": scale * last["kernel"], "bias": scale * last["bias"] + shift,
+  }}

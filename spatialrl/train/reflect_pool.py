@@ -1,12 +1,13 @@
 """What the phases of the job `reflect` hand to each other."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from spatialrl.io import assets
-from spatialrl.models.build import load_reward
-from spatialrl.models.reward_model import RewardConfig
+from spatialrl.models import checker as models
+from spatialrl.models.actor import ActorConfig
 from spatialrl.reflect import checker as checkers
 from spatialrl.reflect import editing
 
@@ -18,7 +19,7 @@ class Drawn:
   """Pictures as the parts make them, for training those that look at them.
 
   Attributes:
-    images: u8[N, S, S, 3]: drawn, then edited once by rules.
+    images: u8[N, S, S, 3]: drawn, then edited by rules.
     prompts: list of N str.
     boxes: list of N dicts, what the detector finds in each.
   """
@@ -27,7 +28,14 @@ class Drawn:
   prompts: list
   boxes: list
 
+  def take(self, rows):
+    """The rows of a numpy index or mask, as Drawn."""
+    return Drawn(self.images[rows],
+                 *(np.asarray(v, object)[rows].tolist()
+                   for v in (self.prompts, self.boxes)))
 
+
+@functools.cache
 def load_drawn(root, name):
   """`Drawn` of the workdir `root`; name is "train" or "held_out"."""
   with np.load(root / "drawn/drawn.npz") as file:
@@ -62,9 +70,9 @@ class Pool:
     )
 
 
-def open_pool(root, check, batch):
-  """The Pool of the images of the phase `drawn`."""
-  data = load_drawn(root, "train")
+def open_pool(root, name, check, batch):
+  """The Pool of the images of the phase `drawn`; `name` as of `load_drawn`."""
+  data = load_drawn(root, name)
   said = checkers.in_batches(check, data.images, data.prompts, batch)
   whole = Pool(data.images, data.prompts, data.boxes, said)
   return whole.take(np.flatnonzero(~checkers.accepted(whole.probability)))
@@ -72,13 +80,13 @@ def open_pool(root, check, batch):
 
 def load_checker(root):
   """The Checker of the workdir `root`."""
-  return checkers.Checker(*load_reward(root / "checker/checker.safetensors"))
+  return checkers.Checker(*models.load(root / "checker/checker.safetensors"))
 
 
 def load_actor(root, phase):
-  """(RewardConfig, weights) of the Actor that a phase made."""
+  """(ActorConfig, weights) of the Actor that a phase made."""
   params, metadata = assets.load(root / phase / "actor.safetensors")
-  return RewardConfig.from_json(metadata["actor"]), params
+  return ActorConfig.from_json(metadata["actor"]), params
 
 
 def contexts(pool, config, step):

@@ -71,10 +71,11 @@ def caption(prompt, done, i):
   for k in range(1, len(done)):
     if done[k].told[i] is None:
       continue
+    source = done[done[k - 1].best[i]]
     failed = [
         f"{labels[r.subject]} {r.predicate} {labels[r.object]}"
         for r, value in zip(
-            graph.relations, done[k - 1].probability[i], strict=False
+            graph.relations, source.probability[i], strict=False
         )
         if value <= checkers.HOLDS
     ]

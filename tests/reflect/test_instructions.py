@@ -63,6 +63,14 @@ def test_an_absent_thing_is_an_error_and_no_instruction():
     instructions.require_known(same, GRAPH)
 
 
+def test_the_choices_are_all_that_may_be_said_once():
+  choices = instructions.choices(GRAPH)
+  assert len(set(choices)) == len(choices) == 2 * 2 * 9 + 2 * 2 + 2
+  assert set(ALL) <= set(choices)
+  for told in choices:
+    instructions.require_known(told, GRAPH)
+
+
 def test_random_words_are_none_or_an_instruction(rng):
   ids = rng.integers(0, len(instructions.WORDS), (500, instructions.LENGTH))
   assert all(instructions.decode(row, GRAPH) is None for row in ids)

@@ -11,24 +11,24 @@ from spatialrl.data import tokenizers
 from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
 from spatialrl.models import actor as actors
-from spatialrl.models import build, reward_model
+from spatialrl.models import build
+from spatialrl.models import checker as checkers
 from spatialrl.models import editor as editors
 from spatialrl.parallel.mesh import make_mesh
 from spatialrl.reflect import scenes
 from spatialrl.scenes import grammar, render
-from spatialrl.scenes.instructions import Instruction
-from spatialrl.train import reflect, reflect_edit_grpo, reflect_eval
+from spatialrl.train import reflect
 from spatialrl.train.configs import load_config
 from spatialrl.train.reflect_eval import CHAINS
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/rl_rig.py"
 
 
-def random_like(init):
+def random_like(init, scale=0.1):
   """Weights drawn by numpy, which compiles nothing."""
   rng = np.random.default_rng(0)
   return jax.tree.map(
-      lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32),
+      lambda s: rng.normal(0, scale, s.shape).astype(np.float32),
       jax.eval_shape(init, jax.random.key(0)),
   )
 
@@ -42,19 +42,18 @@ def workdir(tmp_path_factory):
   policy = build.make_policy(config.diffuser.policy, words)
   params = random_like(policy.init)
   editor, weights = editors.from_policy(policy, params, 0.7, jax.random.key(1))
-  model = reward_model.RewardConfig(
-      vocabulary=words, **config.checker.reward.to_dict()
-  )
+  checker = checkers.CheckerConfig(**config.checker.model.to_dict())
+  actor = actors.ActorConfig(**config.actor.model.to_dict())
   files = {
       "diffuser/policy": (params, {"policy": policy.to_json()}),
       "editor/editor": (jax.device_get(weights), {"editor": editor.to_json()}),
       "checker/checker": (
-          random_like(lambda key: reward_model.init(model, key)),
-          {"reward": model.to_json()},
+          random_like(lambda key: checkers.init(checker, key), 0.4),
+          {"checker": checker.to_json()},
       ),
       "actor/actor": (
-          random_like(lambda key: actors.init(model, key)),
-          {"actor": model.to_json()},
+          random_like(lambda key: actors.init(actor, key)),
+          {"actor": actor.to_json()},
       ),
   }
   for name, (tree, metadata) in files.items():
@@ -63,23 +62,12 @@ def workdir(tmp_path_factory):
     assets.save(path, tree, metadata, np.float32)
   drawn = scenes.draw(np.random.default_rng(0), 8)
   images = render.render_batch(*zip(*drawn, strict=True), 16)
-  prompts = np.array(scenes.prompts(0, 8))
+  prompts = np.array([grammar.prompt(graph) for graph, _ in drawn])
   (root / "drawn").mkdir()
   np.savez(
       root / "drawn/drawn.npz", train_images=images, train_prompts=prompts
   )
   return root
-
-
-class Mover:
-  """An Actor that can write; one of random weights hardly ever can."""
-
-  def __init__(self, *_, temperature):
-    del temperature
-
-  def __call__(self, images, prompts, probability, boxes, key):
-    things = [grammar.parse(prompt).things[0].label for prompt in prompts]
-    return [Instruction("move", t, ("upper", "left")) for t in things]
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +76,7 @@ def done(workdir):
   config = load_config(CONFIG, "tiny")
   config.eval.rounds = 1
   mesh = make_mesh((-1, 1, 1))
-  with jax.set_mesh(mesh), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reflect_edit_grpo, "Learned", Mover)
-    patch.setattr(reflect_eval, "Learned", Mover)
+  with jax.set_mesh(mesh):
     reflect.run(config, workdir, mesh)
   return workdir
 
@@ -98,7 +84,7 @@ def done(workdir):
 def test_phases_write_their_numbers_and_weights(done):
   rows = read_metrics(done / "actor_grpo")
   assert [row["step"] for row in rows] == [1, 2]
-  assert {"reward", "gain", "valid", "ratio", "clip_high"} <= rows[0].keys()
+  assert {"reward", "gain", "words", "ratio", "clip_high"} <= rows[0].keys()
   rows = read_metrics(done / "editor_grpo")
   assert [row["step"] for row in rows] == [1, 2]
   assert rows[0]["grad_norm"] > 0

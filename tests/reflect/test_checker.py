@@ -1,0 +1,109 @@
+"""The Checker: what it is asked, what it is taught, and its network."""
+
+import jax
+import numpy as np
+import pytest
+
+from spatialrl.models import checker as models
+from spatialrl.reflect import checker, editing, questions, scenes
+from spatialrl.scenes import graph as graphs
+from spatialrl.scenes.holds import holds
+
+PROMPT = (
+    "a red circle left of a blue square, a blue square larger than a red"
+    " circle"
+)
+LABELS = [["red circle", "blue square"]] * 64
+BOXES = [{
+    "red circle": np.float32([0.1, 0.2, 0.3, 0.4]),
+    "blue square": np.float32([0.5, 0.1, 0.9, 0.5]),
+}] * 64
+
+
+def test_a_prompt_is_two_things_and_what_the_first_is_to_the_second():
+  things, predicates = checker.asked([PROMPT])
+  colours = list(graphs.COLOURS)
+  assert things.tolist() == [
+      [[colours.index("red"), graphs.SHAPES.index("circle")],
+       [colours.index("blue"), graphs.SHAPES.index("square")]]
+  ]
+  told = [scenes.PREDICATES[i] for i in predicates[0] if i >= 0]
+  assert told == ["left of", "smaller than"]
+
+
+@pytest.mark.parametrize("prompt", [
+    "a red circle left of a blue square, a blue square above a red cross",
+    "a red circle inside a blue square",
+    "a red circle",
+])
+def test_a_prompt_of_another_form_is_refused(prompt):
+  with pytest.raises(ValueError, match="is not one to 4 relations"):
+    checker.asked([prompt])
+
+
+def test_questions_are_answered_by_the_boxes(rng):
+  asked = questions.pairs(rng, LABELS, BOXES)
+  there = asked["there"]
+  assert not asked["holds"][~there.all(1)].any() and 0.7 < there.mean() < 0.95
+  whole = np.flatnonzero(there.all(1))
+  assert 20 < len(whole) < 64
+  first = checker.indices(LABELS)[0, 0]
+  turned = (asked["things"][whole, 0] != first).any(-1)
+  assert turned.any() and not turned.all()
+  for row in whole:
+    a, b = asked["boxes"][row]
+    assert asked["holds"][row].tolist() == [
+        bool(holds(p, a, b)) for p in scenes.PREDICATES
+    ]
+
+
+def test_a_moved_picture_has_moved_boxes(rng):
+  images, _, found = questions.rendered(rng, 24, 32)
+  shifted = 0
+  for image, boxes in zip(images, found, strict=True):
+    seen, now = questions.moved(rng, image, boxes)
+    (detected,) = editing.found_boxes(seen[None])
+    assert detected.keys() == boxes.keys()
+    for label, box in now.items():
+      np.testing.assert_allclose(detected[label], box, atol=0.03)
+      shifted += np.abs(box - boxes[label]).max() > 0.03
+  assert shifted > 24
+
+
+@pytest.fixture(scope="module")
+def made():
+  config = models.CheckerConfig(size=16, tints=4, channels=(4, 4), width=8)
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda k: models.init(config, k), jax.random.key(0))
+  return config, jax.tree.map(
+      lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes
+  )
+
+
+def test_answers_are_of_the_predicates_that_were_asked(made, rng):
+  check = checker.Checker(*made)
+  images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  single = "a red circle smaller than a blue square"
+  logits = check.logits(images, [PROMPT, single])
+  assert np.isnan(logits).tolist() == [[False] * 2 + [True] * 2,
+                                       [False] + [True] * 3]
+  again = check.logits(images[[1, 0]], [PROMPT, single])
+  assert again[1, 0] == pytest.approx(logits[0, 1], abs=1e-5)
+  there, boxes = check.sight(images, [PROMPT, single])
+  assert there.shape == (2, 2) and boxes.shape == (2, 2, 4)
+
+
+def test_a_stored_checker_comes_back(made, tmp_path):
+  config, params = made
+  path = tmp_path / "checker.safetensors"
+  models.assets.save(path, params, {"checker": config.to_json()}, np.float32)
+  again, weights = models.load(path)
+  assert again == config
+  jax.tree.map(np.testing.assert_array_equal, weights, params)
+  with pytest.raises(ValueError, match="are not those of a Checker"):
+    models.load("reward.safetensors")
+
+
+def test_a_picture_that_cannot_be_halved_is_refused():
+  with pytest.raises(ValueError, match="the image size 12 cannot be halved 3"):
+    models.CheckerConfig(size=12)
