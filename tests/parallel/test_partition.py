@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import config_dict
 
 from spatialrl.io import assets
-from spatialrl.models import autoencoder, spatial_score
+from spatialrl.models import actor, autoencoder, checker, spatial_score
 from spatialrl.models.diffusion import DiffusionPolicy
 from spatialrl.models.flux import Flux, FluxConfig
 from spatialrl.models.lora import LoRAConfig
@@ -94,8 +94,19 @@ def scenes():
   return loaded, started(loaded["policy"]["mmdit"]), started(loaded["reward"])
 
 
+def reflect():
+  key = jax.random.key(0)
+  return [
+    started(jax.eval_shape(functools.partial(part.init, sizes), key))
+    for part, sizes in (
+      (checker, checker.CheckerConfig()), (actor, actor.ActorConfig())
+    )
+  ]
+
+
 TREES = {
   "scenes": scenes,
+  "reflect": reflect,
   "sd3": functools.partial(diffusion, "sd3"),
   "flux": functools.partial(diffusion, "flux"),
   "autoencoder": lambda: [diffusion("sd3")[0]["autoencoder"]],
