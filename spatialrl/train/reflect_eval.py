@@ -37,9 +37,9 @@ CHAINS = {
     "chain_actor": Chained("learned", "actor_grpo", "editor"),
     "chain_editor": Chained("learned", "actor", "editor_grpo"),
     "chain": Chained("learned", "actor_grpo", "editor_grpo"),
-    "chain_rules": Chained("learned", "rules", "editor_grpo"),
+    "chain_rules": Chained("learned", "rules", "editor"),
     "chain_oracle": Chained("oracle", "actor_grpo", "editor_grpo"),
-    "chain_rules_oracle": Chained("oracle", "rules", "editor_grpo"),
+    "chain_rules_oracle": Chained("oracle", "rules", "editor"),
 }
 
 
