@@ -50,5 +50,5 @@ def test_the_average_keeps_its_dtype():
 def test_the_old_policy_slows_down_to_its_ceiling():
   old, new = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
   for step, decay in ((0, 0.0), (100, 0.1), (10_000, 0.5)):
-    moved = ema.ema_old(old, new, step, rate=0.001, ceiling=0.5)
+    moved = ema.ema_old(old, {}, new, step, rate=0.001, ceiling=0.5)
     np.testing.assert_allclose(moved["w"], 1 - decay, rtol=1e-6)
