@@ -79,6 +79,21 @@ def test_memory_is_what_the_run_takes(planned, mesh):
   assert found["resident"] == 7
 
 
+def test_a_rollout_that_is_there_early_is_held_by_the_others(planned, mesh):
+  config = planned[0].copy_and_resolve_references()
+  config.behaviour.name = "previous"
+  held = programs.shapes(config, mesh)
+  _, rollout = next(programs.compile_all(config, mesh))
+  out = rollout.compiled.memory_analysis().output_size_in_bytes
+  read = sum(
+    x.size * x.dtype.itemsize
+    for x in jax.tree.leaves((held.base, held.state.old))
+  )
+  other = held.weight_bytes - read  # moments, averages, the judge
+  assert other > 0 and out > 0
+  assert rollout.resident == pytest.approx(other + out, rel=1e-3)
+
+
 @pytest.mark.parametrize("name, size", [
   ("flux", 11_901_408_320), ("sd35", 2_243_171_520)
 ])

@@ -87,3 +87,5 @@ BEHAVIOURS = {
     "previous": previous,
     "ema_old": ema_old,
 }
+# What draws next is known before the update: no rollout need wait for judges.
+EARLY = ("previous",)

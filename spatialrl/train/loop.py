@@ -11,6 +11,7 @@ from spatialrl.parallel import partition
 from spatialrl.rewards.judges import COMPARING
 from spatialrl.rewards.refresh import Refresh
 from spatialrl.rl.advantage import initial_stats
+from spatialrl.rl.ema import EARLY
 from spatialrl.scenes import render
 from spatialrl.scenes.graph import PREDICATES
 from spatialrl.train import fit_slots
@@ -115,8 +116,8 @@ class Loop:
       labels: i32[B], as `choose_prompts` gives.
       step: int, index of the iteration.
       pause: called between the programs, while `state` is still whole.
-      upcoming: prompts of the next iteration. With behaviour "previous" their
-        rollout starts before the judges of this one; nothing else changes.
+      upcoming: prompts of the next iteration. With a behaviour of `ema.EARLY`
+        their rollout starts before the judges of this one; the numbers stay.
 
     Returns:
       (TrainState, dict of numbers for `metrics.jsonl`).
@@ -130,8 +131,8 @@ class Loop:
     trajectory, cond, images = jax.block_until_ready(drawn)
     clock.lap("rollout")
     pause()
-    behind = config.behaviour.name == "previous"
-    if behind and upcoming is not None:
+    early = config.behaviour.name in EARLY
+    if early and upcoming is not None:
       self._ahead[step + 1] = self._draw(
           base, state.params, upcoming, state.key, step + 1
       )
@@ -155,7 +156,7 @@ class Loop:
     values["rollout_calls"] = float(
         len(prompts) * network_calls(config, config.rollout.steps)
     )
-    if behind:  # optimizer steps between the weights that drew and these
+    if early:  # optimizer steps between the weights that drew and these
       values["staleness"] = float(config.train.updates if step else 0)
     values["images_per_second"] = len(prompts) / clock.total()
     return state, values | clock.seconds

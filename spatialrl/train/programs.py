@@ -22,6 +22,7 @@ from spatialrl.parallel import estimate, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.records import Signals
 from spatialrl.rewards import qwen
+from spatialrl.rl.ema import EARLY
 from spatialrl.train import backbone, worlds
 from spatialrl.train.loop import Loop
 
@@ -154,7 +155,7 @@ def compile_all(config, mesh):
       (held.base, samples, held.text, times, state.key, number, number),
       (held.base, samples),
   )
-  if config.behaviour.name == "previous":  # the next rollout is there early
+  if config.behaviour.name in EARLY:  # the next rollout is there early
     standing += _bytes(drawn)
     rollout = dataclasses.replace(
         rollout, resident=rollout.resident + _bytes(drawn)
