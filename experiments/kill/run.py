@@ -4,9 +4,10 @@
     --runs runs/kill --kills 15 --processes 1 --out experiments/kill/one.json
 
 Signals are SIGKILL and SIGTERM in turn, drawn moments aside; of two processes
-one gets the signal, and after a SIGKILL the other is killed as well, as the
-machine that restarts a job would. Before the last start the newest checkpoint
-is torn. Programs are compiled once, into a cache in the folder of the runs.
+one gets the signal, and where it dies of it the other is killed as well, as
+the machine that restarts a job would. Before the last start the newest
+checkpoint is torn. Programs are compiled once, into a cache in the folder of
+the runs.
 """
 
 import argparse
@@ -109,7 +110,8 @@ def hit(started, workdir, kind, after, seconds, draw):
   done = started[victim][0].poll() is not None
   if not done:
     started[victim][0].send_signal(kind)
-  if kind == signal.SIGKILL:
+  # SIGTERM kills only while Python imports, before there is a handler.
+  if started[victim][0].wait() < 0:
     for process, _ in started:
       process.kill()
   codes = [process.wait() for process, _ in started]
