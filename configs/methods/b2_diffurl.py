@@ -1,7 +1,8 @@
 """B2-DiffuRL (arXiv:2503.11240): the last steps first, from shared branches.
 
 A group shares its path up to the window; only images that stand out in their
-branch are kept, measured against the prompt's last 8 visits.
+branch are kept, measured against all images of the prompt's last 8 visits, of
+which a run of few iterations over many prompts has one.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
 """D3PO (arXiv:2311.13231), online: DPO on every transition of the path.
 
-Ratios to the frozen base, clipped to 1 +- 1e-4 in our mean log-probs; only the
-order of two images counts, not their scores.
+Ratios to the frozen base, clipped to 1 +- 1e-2 in our mean log-probs (the range
+is ours); only the order of two images counts, not their scores.
 """
 
 import pathlib

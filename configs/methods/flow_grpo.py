@@ -3,7 +3,9 @@
 Published: a = 0.7, clip 1e-4 on log-probs averaged over dimensions, advantages
 by group mean and batch std, images of advantage 0 dropped, the last step not
 trained, KL 0.04 in the form of the public code. Here without the noise of the
-last step, which eight steps would leave in the picture.
+last step, which eight steps would leave in the picture. The public code drops
+images after it took the spread; here groups without a spread go before, of
+which a continuous reward has none.
 
 The other configs of this folder start from this one and change slots.
 """

@@ -1,7 +1,8 @@
 """TempFlow-GRPO (arXiv:2508.04324): one noisy step at a time, weighed by noise.
 
 A group shares its noise and its path up to one random step and differs by that
-step alone; its weight is the step's std. Read in an abstract and an issue.
+step alone; its weight is the step's std over the mean of all steps. Read in an
+abstract and an issue.
 """
 
 import pathlib

@@ -234,10 +234,10 @@ def rank_of_two(world):
     u, r, g = statistic[rows_of], reward[rows_of], world.group[rows_of]
     keep = jnp.ones(len(rows_of), bool)
     weights = pairwise.rank_weights(r, g, keep)
-    loss = pairwise.pair_loss(u, weights, beta=1.0)[0].mean()
+    loss = pairwise.pair_loss(u, weights, 1, beta=1.0)[0].sum()
     wins = pairwise.pairs(r, g, keep)
     factor = (jnp.exp2(r)[:, None] - jnp.exp2(r)[None]) * wins
-    same = pairwise.pair_loss(u, factor, beta=1.0)[0].mean()
+    same = pairwise.pair_loss(u, factor, 1, beta=1.0)[0].sum()
     rows.append({"group": name, "loss": float(loss), "gap": float(
         jnp.abs(loss - same)
     )})
@@ -265,7 +265,7 @@ def prdp_gibbs(world):
     )[1].mean()
 
   def logistic(u):
-    return pairwise.pair_loss(u, wins, beta=beta)[0].mean()
+    return pairwise.pair_loss(u, wins, 1, beta=beta)[0].sum()
 
   rows = []
   for name, loss in (("PRDP", square), ("control: DPO", logistic)):

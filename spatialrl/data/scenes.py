@@ -240,7 +240,13 @@ def renders(seed, step, prompts, *, size):
   """
   rng = np.random.default_rng([seed, step, _RENDERS])
   shown = [grammar.parse(prompt) for prompt in prompts]
-  placed = [layout.place(rng, graph) for graph in shown]
+  placed = [
+      layout.place(rng, graph)
+      # Some with four relations and more fit one layout in a million.
+      or positions.choose(rng, positions.draw(rng, len(graph.things)), graph)
+      or layout.place(rng, graph, rounds=2000)
+      for graph in shown
+  ]
   for prompt, found in zip(prompts, placed, strict=True):
     if found is None:
       raise ValueError(f"no layout was found for the prompt {prompt!r}.")

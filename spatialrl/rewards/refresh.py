@@ -44,8 +44,8 @@ def iterative_reward(
   score = jnp.concatenate([own.scalar, trusted.scalar])
   group = jnp.concatenate([group, group])
   wins = pairwise.pairs(rank, group, jnp.ones(score.shape, bool))
-  loss, accuracy = pairwise.pair_loss(score, wins, beta=1.0)
-  return loss.mean(), accuracy
+  loss, accuracy = pairwise.pair_loss(score, wins, 1, beta=1.0)
+  return loss.sum(), accuracy
 
 
 def adversarial(

@@ -115,8 +115,9 @@ def running_per_prompt(reward, keep, group, label, stats, *, rounds, eps=1e-4):
 
   $A_i = (r_i - m_p) / (s_p + \epsilon)$ with mean and spread of prompt p over
   its last `rounds` visits, this one included (B2-DiffuRL, arXiv:2503.11240,
-  where it is 8; RLCM keeps all of them). Visits are weighed alike; a visit
-  keeps its mean and mean square only.
+  where it is 8; RLCM keeps all of them). All images that were scored count in
+  them, also those that selection drops, as in the public code. Visits are
+  weighed alike; a visit keeps its mean and mean square only.
 
   Args:
     reward: f32[B], higher is better; -inf marks a failed score.
@@ -131,8 +132,8 @@ def running_per_prompt(reward, keep, group, label, stats, *, rounds, eps=1e-4):
     f32[B] advantages (0 where not kept), and the new stats.
   """
   del group
-  keep = keep & select.scored(reward)
-  now, visited = _moments(reward, keep, label, stats["visits"].shape[0])
+  scored = select.scored(reward)
+  now, visited = _moments(reward, scored, label, stats["visits"].shape[0])
   slot = stats["visits"] % rounds
   place = jax.nn.one_hot(slot, rounds, dtype=bool) & visited[:, None]
   moments = jnp.where(place[..., None], now[:, None], stats["moments"])
@@ -146,7 +147,8 @@ def running_per_prompt(reward, keep, group, label, stats, *, rounds, eps=1e-4):
   )
   std = jnp.sqrt(jnp.maximum(second - first**2, 0.0))
   advantage = (reward - first[label]) / (std[label] + eps)
-  return jnp.where(keep, advantage, 0.0), {"moments": moments, "visits": visits}
+  advantage = jnp.where(keep & scored, advantage, 0.0)
+  return advantage, {"moments": moments, "visits": visits}
 
 
 def ema_task_std(

@@ -20,20 +20,23 @@ def uniform(trajectory, signals):
   return jnp.ones((max(steps, 1), *rest), jnp.float32)
 
 
-def reweight(trajectory, signals):
-  r"""Weighs steps by the std of their transition, mean 1 over the window.
+def reweight(trajectory, signals, mean_std):
+  r"""Weighs steps by the std of their transition.
 
   $w_k = \sigma_k / \mathrm{mean}_k \sigma_k$ (TempFlow-GRPO, arXiv:2508.04324;
-  EditScore's per-step factor): noisy steps decide the layout and get more.
+  EditScore's per-step factor): noisy steps decide the layout and get more. The
+  mean is over all steps that the window may cover, so that a window of a single
+  step is weighed as well.
 
   Args:
     trajectory: records.Trajectory with W kept steps.
     signals: dict of records.Signals, unused.
+    mean_std: positive float, that mean; `slots.bind_all` knows it.
 
   Returns:
     f32[W, B, h, w].
   """
-  weight = trajectory.std / jnp.mean(trajectory.std)
+  weight = trajectory.std / mean_std
   return uniform(trajectory, signals) * weight[:, None, None, None]
 
 

@@ -75,7 +75,9 @@ def dpo(view, k, key, *, draws, time_shift, beta, rank_weighted=False):
   statistic = forward.flow_error(v_reference, target).mean((1, 2)) - error
   weigh = pairwise.rank_weights if rank_weighted else pairwise.pairs
   weights = weigh(batch.reward, path.group, batch.keep)
-  loss, accuracy = pairwise.pair_loss(statistic, weights, beta=beta / 2)
+  loss, accuracy = pairwise.pair_loss(
+    statistic, weights, batch.keep.sum(), beta=beta / 2
+  )
   metrics = {"pair_accuracy": jnp.full_like(loss, accuracy)}
   return loss, metrics, lambda: (Step(v), Step(v_reference))
 
@@ -104,7 +106,9 @@ def d3po(view, k, key, *, beta, clip_range):
   low, high = jnp.log1p(-clip_range), jnp.log1p(clip_range)
   held = jnp.clip(log_ratio, low, high)
   weights = pairwise.pairs(batch.reward, batch.trajectory.group, batch.keep)
-  loss, accuracy = pairwise.pair_loss(held, weights, beta=beta)
+  loss, accuracy = pairwise.pair_loss(
+    held, weights, batch.keep.sum(), beta=beta
+  )
   metrics = {
     "pair_accuracy": jnp.full_like(loss, accuracy),
     "approx_kl": 0.5 * jnp.square(log_ratio),
@@ -243,6 +247,8 @@ OBJECTIVES |= matching.MATCHING | {
 PREPARE = {"prdp": prepare_prdp}
 # Those that read densities of transitions, so the sampler must have noise.
 DENSITY = (*ppo.PPO, "d3po", "prdp")
+# Those that are about Gaussian densities and no other log-prob.
+GAUSSIAN = ("ppo_guard", "prdp")
 # Those that differentiate the judge.
 DIFFERENTIABLE = ("reward_step", "reward_chain")
 # Network calls of a visit, an image and without the anchor's, where not 1;

@@ -55,23 +55,24 @@ def logistic(difference):
   return jax.nn.softplus(-difference)
 
 
-def pair_loss(statistic, weights, *, beta):
+def pair_loss(statistic, weights, rows, *, beta):
   r"""$-\log\sigma(\beta (u_i - u_j))$ over weighted pairs, booked on winners.
 
   Args:
     statistic: u, f32[M].
     weights: f32[M, M].
+    rows: images that count, of which the caller takes the mean.
     beta: strength of the anchor that is inside the pair.
 
   Returns:
-    (loss f32[M], whose mean over M is the weighted mean over pairs; accuracy
-    f32[], the share of pairs that the statistic orders rightly).
+    (loss f32[M], whose sum over `rows` is the weighted mean over pairs;
+    accuracy f32[], the share of pairs that the statistic orders rightly).
   """
   difference = statistic[:, None] - statistic[None]
   total = jnp.maximum(weights.sum(), 1e-12)
   loss = (weights * logistic(beta * difference)).sum(1) / total
   accuracy = (weights * (difference > 0)).sum() / total
-  return loss * statistic.shape[0], accuracy
+  return loss * rows, accuracy
 
 
 def prdp_coefficients(statistic, old, reward, group, keep, *, beta, clip):
@@ -93,8 +94,10 @@ def prdp_coefficients(statistic, old, reward, group, keep, *, beta, clip):
     clip: largest change of u.
 
   Returns:
-    (dL/du f32[M] for the mean over pairs times M, loss f32[M]).
+    (dL/du f32[M], loss f32[M]); both sum to the mean over pairs times the
+    images that are kept, of which the update takes the mean.
   """
+  reward = jnp.where(keep, reward, 0.0)  # -inf of a failed score times 0 is NaN
   same = pairs(reward, group, keep)
   same = same + same.T
 
@@ -106,7 +109,7 @@ def prdp_coefficients(statistic, old, reward, group, keep, *, beta, clip):
     held = old + jnp.clip(u - old, -clip, clip)
     worst = jnp.maximum(squares(u), squares(held))
     total = jnp.maximum(same.sum(), 1.0)
-    rows = (same * worst).sum(1) / total * u.shape[0]
+    rows = (same * worst).sum(1) / total * keep.sum()
     return rows.sum(), rows
 
   gradient, rows = jax.grad(loss, has_aux=True)(statistic)

@@ -45,14 +45,13 @@ class Evaluation:
     self._sampler = Sampler(policy, read, mesh, config.eval)
 
   def quick(self, base, trainable, pause=lambda: None):
-    """The mean of each score on the first prompts, one image each."""
+    """The mean of each score on the first prompts, one image each.
+
+    Without those of judges that scored none, whose failures are counted.
+    """
     prompts = self._prompts[: self._config.eval.quick_prompts]
     numbers, _, _ = self._measure(base, trainable, prompts, pause)
-    return {
-        f"held_out_{name}": value
-        for name, value in numbers.items()
-        if name != "failed_scores"
-    }
+    return {f"held_out_{name}": value for name, value in numbers.items()}
 
   def full(self, base, trainable, pause=lambda: None):
     """Everything, on all prompts.
@@ -66,7 +65,12 @@ class Evaluation:
     Raises:
       ValueError: if a judge scored no image.
     """
-    return self._measure(base, trainable, self.repeated(), pause)
+    prompts = self.repeated()
+    numbers, images, scores = self._measure(base, trainable, prompts, pause)
+    for name in scores:
+      if name not in numbers:
+        raise ValueError(f"{name} scored none of {len(prompts)} images.")
+    return numbers, images, scores
 
   def repeated(self):
     """Every prompt as often as images are drawn of it: list of M str."""
@@ -94,10 +98,9 @@ class Evaluation:
     scores = {name: values[: len(prompts)] for name, values in scores.items()}
     numbers, failed = {}, np.zeros(len(prompts), bool)
     for name, values in scores.items():
-      scored = np.isfinite(values)
-      if not scored.any():
-        raise ValueError(f"{name} scored none of {len(prompts)} images.")
-      numbers[name] = float(values[scored].mean())
+      scored = values != -np.inf  # NaN is no failure, and no number
+      if scored.any():
+        numbers[name] = float(values[scored].mean())
       failed |= ~scored
     numbers["failed_scores"] = float(failed.sum())
     return numbers, images, scores

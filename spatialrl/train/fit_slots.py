@@ -1,5 +1,7 @@
 """Slots that do not fit together, refused before anything is loaded."""
 
+import inspect
+
 import jax
 
 from spatialrl.records import Signals
@@ -11,6 +13,8 @@ from spatialrl.rl.objectives import (
     CALLS,
     DENSITY,
     DIFFERENTIABLE,
+    GAUSSIAN,
+    OBJECTIVES,
     PAIRED,
     TRUSTED,
     WEIGHTED,
@@ -40,7 +44,12 @@ def check(config):
         f"rollout.visited is {r.visited}; allowed are 0 (all) to"
         f" {r.window}, the steps of rollout.window."
     )
-  forward = "draws" in config.objective and objective not in DENSITY
+  forward = "draws" in inspect.signature(OBJECTIVES[objective]).parameters
+  _refuse(
+      not forward and not r.window,
+      f"objective.name is {objective!r} and rollout.window 0: there is no"
+      " step to learn from.",
+  )
   _refuse(
       config.anchor.name in PATH_ANCHORS and objective not in DENSITY,
       f"anchor.name is {config.anchor.name!r} and objective.name"
@@ -54,16 +63,17 @@ def check(config):
       f" {config.lora.rank}, soft_tokens {config.lora.get('soft_tokens', 0)}:"
       " adapters have no start to stay near; set both 0.",
   )
+  noisy = r.window > 0 or r.last_step == "noise"
   _refuse(
-      objective in DENSITY and not r.window,
-      f"objective.name is {objective!r} and rollout.window 0: there is no"
-      " stochastic step to learn from.",
+      objective == "nft" and noisy and config.transition.name != "ode",
+      f"objective.name is 'nft' and rollout.window {r.window}, last_step"
+      f" {r.last_step!r} with transition {config.transition.name!r}: it learns"
+      " from finished images of the ODE; set rollout.window 0.",
   )
   _refuse(
-      objective == "nft" and r.window > 0 and config.transition.name != "ode",
-      f"objective.name is 'nft' and rollout.window {r.window} with transition"
-      f" {config.transition.name!r}: it learns from finished images of the ODE;"
-      " set rollout.window 0.",
+      config.log_prob == "residual" and objective in GAUSSIAN,
+      f"log_prob is 'residual' and objective.name {objective!r}: its ratio is"
+      " that of Gaussian densities; use gaussian.",
   )
   _refuse(
       objective in PAIRED and config.train.updates != 1,
@@ -83,16 +93,17 @@ def check(config):
       " name the blocks whose attention is read.",
   )
   _refuse(
-      config.credit.name in ("attention_map", "judge_map")
+      config.credit.name in ("reweight", "attention_map", "judge_map")
       and objective not in WEIGHTED,
       f"credit.name is {config.credit.name!r} and objective.name"
-      f" {objective!r}: that objective reads no weight per position.",
+      f" {objective!r}: that objective reads no weights.",
   )
   _refuse(
-      config.credit.name != "uniform" and not r.window and not forward,
+      config.credit.name in ("reweight", "attention_map") and not r.window,
       f"credit.name is {config.credit.name!r} and rollout.window 0: there is no"
       " step to weigh.",
   )
+  _check_judges(config)
   _refuse(
       (config.select.name == "pareto_front")
       != (config.aggregate.name == "vector"),
@@ -138,13 +149,6 @@ def check(config):
         f"rewards.{name}.group is {judge.get('group')} and rollout.group"
         f" {r.group}: pairs are compared within a group; make them equal.",
     )
-  pairs = {n for n in config.rewards if n == "pairwise"}
-  _refuse(
-      config.aggregate.name == "win_rate"
-      and not pairs & {n for n, w in config.aggregate.weights.items() if w},
-      f"aggregate.name is 'win_rate' and aggregate.weights"
-      f" {dict(config.aggregate.weights)}: no judge of pairs has a weight.",
-  )
   if objective == "reward_chain":
     steps = config.objective.gradient_steps
     _refuse(
@@ -211,6 +215,28 @@ def check(config):
     )
 
 
+def _check_judges(config):
+  """Refuses an aggregate that does not fit the judges."""
+  judges, aggregate = set(config.rewards), config.aggregate
+  weights = dict(aggregate.weights)
+  _refuse(
+      set(weights) != judges,
+      f"aggregate.weights names {sorted(weights)} and rewards"
+      f" {sorted(judges)}; give each judge one weight, 0 to report it only.",
+  )
+  caps = sorted(aggregate.get("caps") or {})
+  _refuse(
+      not set(caps) <= judges,
+      f"aggregate.caps names {caps}; allowed are {sorted(judges)}.",
+  )
+  counting = sorted(name for name, weight in weights.items() if weight)
+  _refuse(
+      aggregate.name == "win_rate" and counting != ["pairwise"],
+      f"aggregate.name is 'win_rate' and aggregate.weights {weights}: a weight"
+      " is for the judge of pairs, 'pairwise', and 0 for the others.",
+  )
+
+
 def _check_refresh(config):
   """Refuses judges that cannot learn, or learn from no one."""
   name, learning = config.refresh.name, refresh.learners(config)
@@ -232,7 +258,7 @@ def _check_refresh(config):
         config.refresh[field] < 1,
         f"refresh.{field} is {config.refresh[field]}; it must be at least 1.",
     )
-  frozen = set(config.rewards) - set(learning)
+  frozen = set(config.rewards) - set(learning) - set(COMPARING)
   for judge, expert in config.refresh.get("experts", {}).items():
     _refuse(
         expert not in frozen | {refresh.TRUSTED},
@@ -288,8 +314,9 @@ def update_calls(config, rows):
   """
   objective = config.objective
   name = objective.name
-  visits = objective.get("draws") or config.rollout.visited
-  visits = visits or config.rollout.window
+  takes = inspect.signature(OBJECTIVES[name]).parameters
+  visits = objective.draws if "draws" in takes else 0
+  visits = visits or config.rollout.visited or config.rollout.window
   each = CALLS.get(name, 1)
   if name == "reward_chain":
     each = objective.gradient_steps

@@ -15,7 +15,7 @@ from spatialrl.rl.advantage import MEMORY
 from spatialrl.rl.objectives import DENSITY
 from spatialrl.scenes import grammar
 from spatialrl.scenes.graph import PREDICATES
-from spatialrl.train import fit_slots, tiny, worlds
+from spatialrl.train import fit_slots, limits, tiny, worlds
 from spatialrl.train import loop as loops
 from spatialrl.train.prepare import kept_rows
 from spatialrl.train.run import Run
@@ -85,15 +85,21 @@ def check(config, mesh):
   """Refuses what cannot work, before anything is loaded or compiled."""
   worlds.name_of(config)
   p, r = config.prompts, config.rollout
-  for field, value in (
-      ("steps", config.steps),
-      ("prompts.per_step", p.per_step),
-      ("rollout.group", r.group),
-      ("train.updates", config.train.updates),
-      ("eval.every", config.eval.every),
-  ):
-    if value < 1:
-      raise ValueError(f"{field} is {value}; it must be at least 1.")
+  limits.at_least(config, 1, (
+      "steps", "prompts.count", "prompts.per_step", "rollout.group",
+      "rollout.steps", "train.updates", "train.ema_every", "advantage.rounds",
+      "objective.draws", "eval.every", "eval.prompts", "eval.images",
+      "eval.pairs", "eval.batch", "eval.steps", *limits.CHECKPOINT,
+  ))
+  limits.at_least(config, 0, (
+      "rollout.chunk", "rollout.decode_chunk", "train.anchor_weight",
+      *limits.OPTIMIZER,
+  ))
+  limits.positive(config, (
+      "objective.clip_range", "objective.adv_clip", "objective.mix",
+      "optimizer.max_norm",
+  ))
+  limits.decay(config, ("train.ema_decay", "optimizer.b2"))
   if config.log_prob not in LOG_PROBS:
     raise ValueError(
         f"log_prob is {config.log_prob!r}; allowed are {sorted(LOG_PROBS)}."

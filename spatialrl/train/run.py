@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 
 from spatialrl.io import workdir as workdirs
 from spatialrl.io.checkpoint import Checkpointer
-from spatialrl.io.metrics import MetricWriter, NonFiniteError
+from spatialrl.io.metrics import MetricWriter, NonFiniteError, require_finite
 from spatialrl.io.progress import progress
 from spatialrl.parallel import distributed
 
@@ -86,14 +86,19 @@ class Run:
 
   def log(self, step, values, show=()):
     """Writes the numbers of a step and shows some of them."""
-    try:
-      self._writer.write(step, values)
-    except NonFiniteError as error:
-      raise NonFiniteErrorAt(error, self._checkpoints.latest()) from error
+    self.require_finite(step, values)
+    self._writer.write(step, values)
     self.unlogged = None
     shown = show or ("loss", "grad_norm")
     if self._bar is not None:
       self._bar.show({name: values[name] for name in shown if name in values})
+
+  def require_finite(self, step, values):
+    """Raises NonFiniteErrorAt where a number of a step is NaN or infinite."""
+    try:
+      require_finite(step, values)
+    except NonFiniteError as error:
+      raise NonFiniteErrorAt(error, self._checkpoints.latest()) from error
 
   def maybe_save(self, state, step):
     """Saves when it is time or at the end, then stops if asked to.

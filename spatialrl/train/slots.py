@@ -2,7 +2,10 @@
 
 import functools
 import inspect
+import itertools
 import types
+
+import numpy as np
 
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.flow.transition import LOG_PROBS, TRANSITIONS
@@ -70,6 +73,11 @@ def bind_all(config):
       ("refresh", REFRESHES),
   ):
     setattr(bound, name, bind(table, config[name], name))
+  # Asks the transition, which refuses settings out of its range.
+  stds = _stds(bound, config.rollout)
+  if config.credit.name == "reweight" and stds:
+    mean = sum(stds) / len(stds)
+    bound.credit = functools.partial(bound.credit, mean_std=mean)
   name, settings = config.objective.name, bound.objective.keywords
   bound.prepare = None
   if name in PREPARE:
@@ -77,6 +85,17 @@ def bind_all(config):
   if name not in DENSITY:
     bound.log_prob = None
   return bound
+
+
+def _stds(bound, rollout):
+  """Std of every transition that the window may cover: list of floats."""
+  first, end = rollout.window_range
+  t = np.asarray(bound.schedule(rollout.steps), np.float32)[first : end + 1]
+  zero = np.zeros((1, 1, 1, 1), np.float32)
+  return [
+      float(bound.transition(zero, zero, now, then)[1])
+      for now, then in itertools.pairwise(t)
+  ]
 
 
 def _settings(function):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spatialrl.io.metrics import require_finite
 from spatialrl.parallel import mesh as meshes
 from spatialrl.parallel import partition
+from spatialrl.train import limits
 from spatialrl.train.run import Run
 from spatialrl.train.state import init_state, make_optimizer
 
@@ -37,7 +37,18 @@ def fit(
 
   Returns:
     The final TrainState.
+
+  Raises:
+    ValueError: for a number of the config that is out of its range.
+    NonFiniteErrorAt: where the loss is no number any more, which is asked
+      before anything is saved.
   """
+  limits.at_least(config, 1, (
+      "steps", "batch", "log_every", "eval_every", *limits.CHECKPOINT,
+  ))
+  limits.at_least(config, 0, limits.OPTIMIZER)
+  limits.positive(config, ("optimizer.max_norm",))
+  limits.decay(config, ("ema_decay", "optimizer.b2"))
   optimizer = make_optimizer(config.optimizer, config.steps)
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -77,9 +88,11 @@ def fit(
       ahead = pool.submit(make_batch, step + 1)
       state, metrics = update(state, batch, *frozen)
       done = step + 1
-      if done % config.log_every == 0 or done == config.steps:
+      logs = done % config.log_every == 0 or done == config.steps
+      if logs or done % config.checkpoint.every == 0:
         values = {name: float(value) for name, value in metrics.items()}
-        require_finite(done, values)
+        run.require_finite(done, values)
+      if logs:
         spent = time.perf_counter() - began
         values["images_per_second"] = (done - logged) * config.batch / spent
         if done % config.eval_every == 0 or done == config.steps:

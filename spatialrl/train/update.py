@@ -214,8 +214,8 @@ def _summarise(out):
       metrics["ratio_max"] = jnp.max(jnp.where(keep, values, 0.0))
       first = jnp.where(keep[0], jnp.abs(values[0] - 1), 0.0)
       metrics["ratio_first_deviation"] = jnp.max(first)
-    if name == "calls":  # network calls of the whole update
-      metrics["update_calls"] = jnp.sum(values * keep)
+    if name == "calls":  # of the whole update; padding costs as much as images
+      metrics["update_calls"] = jnp.sum(values)
       del metrics["calls"]
     if name == "log_prob_difference":
       # Before the first optimizer step: rollout against update, same weights.

@@ -74,7 +74,7 @@ def test_rank_weights_of_two_images_are_one_factor_a_pair():
   )
   np.testing.assert_array_equal(weights > 0, wins > 0)
   u = jnp.float32([0.3, -0.1, 0.2, 0.4])
-  loss, _ = pairwise.pair_loss(u, weights, beta=2.0)
+  loss, _ = pairwise.pair_loss(u, weights, u.shape[0], beta=2.0)
   a, b = weights[0, 1], weights[3, 2]
   want = (a * np.log1p(np.exp(-0.8)) + b * np.log1p(np.exp(-0.4))) / (a + b)
   np.testing.assert_allclose(loss.mean(), want, rtol=1e-5)

@@ -16,6 +16,7 @@ from spatialrl.records import Conditioning, Signals
 from spatialrl.train import draw, fit_slots, online
 from spatialrl.train import loop as loops
 from spatialrl.train.configs import load_config
+from spatialrl.train.prepare import kept_rows
 
 _QUICKSTART = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py"
 
@@ -105,9 +106,23 @@ class Brightness:
     return 1
 
 
-def iterate(config, mesh, iterations):
+class Failing(Brightness):
+  """Scores all images once, and then all but the second one."""
+
+  calls = 0
+
+  def __call__(self, images, prompts, beside=None):
+    signals = super().__call__(images, prompts, beside)
+    self.calls += 1
+    if self.calls == 1:
+      return signals
+    lost = signals.scalar.at[1].set(-jnp.inf)
+    return dataclasses.replace(signals, scalar=lost)
+
+
+def iterate(config, mesh, iterations, judge=Brightness):
   """(Loop, final state, first window step and metrics of each iteration)."""
-  judges = {name: Brightness() for name in config.aggregate.weights}
+  judges = {name: judge() for name in config.aggregate.weights}
   trusted = functools.partial(scenes.renders, 0, size=16)
   loop = loops.Loop(config, mesh, Linear(), judges, trusted=trusted)
   base = Linear().init()
@@ -228,17 +243,33 @@ def test_a_method_is_a_config_that_compiles_once_and_moves(name, mesh):
   config = load_config(_QUICKSTART.parent / "methods" / f"{name}.py", "tiny")
   online.check(config, mesh)
   config.optimizer.warmup = 0
-  loop, state, rows = iterate(config, mesh, 2)
+  loop, state, rows = iterate(config, mesh, 2, Failing)
   assert set(loop.compilations().values()) == {1}
   for row in rows:
     assert all(np.isfinite(value) for value in row.values()), row
+  assert rows[1]["failed_scores"] == (config.aggregate.name != "win_rate")
   moved = jax.tree.map(
     lambda a, b: float(np.abs(a - b).max()), state.params, Linear().init()
   )
   assert max(jax.tree.leaves(moved)) > 0
-  kept = int(rows[0]["images_updated"])
-  assert rows[0]["update_calls"] == fit_slots.update_calls(config, kept)
+  assert rows[0]["update_calls"] == fit_slots.update_calls(
+    config, kept_rows(config)
+  )
   assert rows[0]["rollout_calls"] == 8 * config.rollout.steps
+
+
+@pytest.mark.parametrize("name", ["image_doctor", "srum", "star", "tempflow"])
+def test_the_credit_of_a_method_is_not_the_uniform_one(name, mesh):
+  config = load_config(_QUICKSTART.parent / "methods" / f"{name}.py", "tiny")
+  config.optimizer.warmup = 0
+  assert config.credit.name != "uniform"
+  own = iterate(config, mesh, 2)[1].params
+  config.credit.name = "uniform"
+  other = iterate(config, mesh, 2)[1].params
+  assert any(
+    np.any(a != b)
+    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(other), strict=True)
+  )
 
 
 def test_star_with_alpha_zero_is_uniform_credit_to_the_bit(mesh):
