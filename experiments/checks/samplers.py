@@ -158,11 +158,11 @@ def tempflow_weights(world):
   """
   steps = _one_noisy_step(few(16))[:-1]
   spread = np.array([row["reward_spread"] for row in steps])
-  weight = np.array([row["std"] for row in steps])
+  weight = np.array([row["weight"] for row in steps])
   rows = [
       {"weights": name, "rank_correlation": _rank_correlation(w, spread)}
       for name, w in (
-          ("std of the step", weight), ("control: rising", np.arange(7.0))
+          ("its config's", weight), ("control: rising", np.arange(7.0))
       )
   ]
   return Found(
@@ -173,15 +173,17 @@ def tempflow_weights(world):
 
 @functools.cache
 def _one_noisy_step(world):
-  """A row a step of Flow-GRPO's SDE, and one without a shared start."""
-  sde = functools.partial(transitions.flow_sde, noise_level=0.7)
+  """A row a step of TempFlow's SDE, and one without a shared start."""
+  slots = bind_all(load_config("configs/methods/tempflow.py"))
   rows = []
   for start, shared in (*((k, True) for k in range(STEPS - 1)), (3, False)):
-    images, path = world.rollout(sde, start=start, window=1, shared=shared)
+    images, path = world.rollout(
+        slots.transition, start=start, window=1, shared=shared
+    )
     before = np.asarray(path.x[0]).reshape(-1, GROUP, path.x[0, 0].size)
     rows.append({
         "step": str(start) if shared else "control: own noise, 3",
-        "std": float(path.std[0]),
+        "weight": float(slots.credit(path, {})[0].mean()),
         "prefix_differs": float(np.ptp(before, 1).max()),
         "reward_spread": float(by_group(world.score(images)).std(1).mean()),
     })

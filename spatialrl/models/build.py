@@ -156,20 +156,38 @@ def load_heads(name, reward):
   return config, params, heads
 
 
-def load_trained(name, policy, params):
+def load_trained(name, policy, params, base=None):
   """What an online run trained: adapters or MMDiT weights.
 
   Args:
     name: path of its `trained.safetensors`, or "" for the base itself.
     policy: Policy.
     params: the base weights.
+    base: the file that they come from, if they come from one.
 
   Returns:
     nested dict of numpy arrays, or None for "".
+
+  Raises:
+    ValueError: where they are of another model, were trained on another base,
+      or are adapters of another scale, which their shapes do not tell.
   """
   if not name:
     return None
-  trained, _ = assets.load(name)
+  trained, metadata = assets.load(name)
+  of_base = metadata.get("base_digest")
+  if base and of_base and of_base != assets.digest(base):
+    raise ValueError(
+        f"weights {name!r} were trained on {metadata['init']!r}, which is"
+        f" another base than {base!r}."
+    )
+  if policy.lora is not None and "config" in metadata:
+    alpha = json.loads(metadata["config"])["lora"]["alpha"]
+    if alpha != policy.lora.alpha:
+      raise ValueError(
+          f"lora.alpha is {policy.lora.alpha}; {name!r} was trained with"
+          f" {alpha}."
+      )
   expected = jax.eval_shape(policy.init_trainable, jax.random.key(0), params)
   assets.check_shapes(trained, expected, name)
   return trained

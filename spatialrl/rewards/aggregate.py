@@ -169,8 +169,9 @@ def _moments(scalar, failed):
 
 
 def _relative_spread(scalar, failed):
+  """Spread over mean; 0 for a signal of zeros, which has neither."""
   mean, std = _moments(scalar, failed)
-  return std / mean
+  return jnp.where(std > 0, std / jnp.where(mean == 0, 1.0, mean), 0.0)
 
 
 AGGREGATORS = {

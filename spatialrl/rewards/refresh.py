@@ -43,7 +43,8 @@ def iterative_reward(
   del experts, every, steps, learning_rate
   score = jnp.concatenate([own.scalar, trusted.scalar])
   group = jnp.concatenate([group, group])
-  wins = pairwise.pairs(rank, group, jnp.ones(score.shape, bool))
+  # What the expert failed to score is no worse than the others.
+  wins = pairwise.pairs(rank, group, rank != -jnp.inf)
   loss, accuracy = pairwise.pair_loss(score, wins, 1, beta=1.0)
   return loss.sum(), accuracy
 

@@ -17,7 +17,7 @@ def run(config, workdir, mesh):
     return eval_images.run(config, workdir, mesh)
   began = time.perf_counter()
   policy, params = load_policy(config.init, config.lora)
-  trained = load_trained(config.trained, policy, params)
+  trained = load_trained(config.trained, policy, params, config.init)
   workdir = prepare(workdir, config)
   params, trained = partition.place(mesh, policy.family, (params, trained))
   judges = make_judges(config.rewards, mesh)

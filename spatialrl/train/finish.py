@@ -173,12 +173,15 @@ def save_trained(workdir, config, state, init):
     workdir: directory of the run.
     config: of the run.
     state: TrainState.
-    init: str, what they were trained on.
+    init: str, what they were trained on, a weights file or a folder.
   """
+  metadata = {"init": init, "config": json.dumps(config.to_dict())}
+  if init.endswith(".safetensors"):
+    metadata["base_digest"] = assets.digest(init)
   assets.save(
       f"{workdir}/trained.safetensors",
       distributed.to_host(state.ema),
-      {"init": init, "config": json.dumps(config.to_dict())},
+      metadata,
       dtype=np.float32,
   )
 

@@ -28,7 +28,7 @@ def run(config, workdir, mesh):
   for prompt in prompts:
     grammar.parse(prompt)
   policy, params = load_policy(config.init, config.lora)
-  trained = load_trained(config.trained, policy, params)
+  trained = load_trained(config.trained, policy, params, config.init)
   workdir = prepare(workdir, config)
   params, trained = partition.place(mesh, policy.family, (params, trained))
   read = Tokens(config.eval.max_tokens)

@@ -1,5 +1,7 @@
 """Models from weights files: the right one, whole, or a sentence."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -121,6 +123,16 @@ def test_what_a_run_trained_comes_back(files, tmp_path):
   path = str(tmp_path / "trained.safetensors")
   assets.save(path, trained, {}, dtype=np.float32)
   equal(build.load_trained(path, adapted, params), trained)
+  was = {"lora": LORA | {"alpha": 1.0}}
+  assets.save(
+      path, trained, {"config": json.dumps(was)}, dtype=np.float32
+  )
+  with pytest.raises(ValueError, match=r"lora.alpha is 4.0; .* with 1.0"):
+    build.load_trained(path, adapted, params)
+  other = {"init": "other.safetensors", "base_digest": "0"}
+  assets.save(path, trained, other, dtype=np.float32)
+  with pytest.raises(ValueError, match=r"on 'other.*another base"):
+    build.load_trained(path, adapted, params, files[0])
   # Adapters are not the weights that full fine-tuning trains.
   with pytest.raises(ValueError, match=r"trained.*are of another model"):
     build.load_trained(path, base, params)
