@@ -327,6 +327,12 @@ def test_renders_satisfy_their_prompts_and_the_flips_do_not():
   assert (images != other).any((1, 2, 3)).all()
 
 
+def test_prompts_that_few_layouts_fit_are_rendered():
+  prompts = scenes.prompts(0, 30, relations=(4, 6))
+  images, _ = scenes.renders(0, 0, prompts, size=16)
+  assert len(images) == 30
+
+
 def test_a_prompt_without_a_layout_is_named():
   thing = "a red circle", "a blue square"
   prompt = "{0} left of {1}, {1} left of {0}".format(*thing)

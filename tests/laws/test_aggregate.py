@@ -131,6 +131,15 @@ def test_log_tame_tames_the_wide_one(rng):
   np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+def test_log_tame_tames_beside_a_judge_of_zeros():
+  values = {
+    "wide": records.Signals(scalar=jnp.float32([1, 1, 1, 100])),
+    "none": records.Signals(scalar=jnp.zeros(4)),
+  }
+  got = run("log_tame", values, {"wide": 1.0, "none": 1.0})
+  np.testing.assert_allclose(got, np.log1p([1, 1, 1, 100]), rtol=1e-6)
+
+
 def test_win_rate_counts_a_tie_as_half():
   pair = jnp.float32([[0, 1, jnp.nan], [0, 0, 0.5], [0.5, 0.5, 0]])[None]
   signal = {"judge": records.Signals(pair=pair)}

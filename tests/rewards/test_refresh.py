@@ -109,3 +109,18 @@ def test_it_is_due_at_the_end_of_every_round():
   assert [s for s in range(9) if teach.due(s)] == [2, 5, 8]
   fixed, _ = made("fixed")
   assert fixed.init() == {} and not any(fixed.due(s) for s in range(9))
+
+
+def test_what_the_expert_failed_to_score_is_no_rank():
+  rank = jnp.asarray([2.0, -jnp.inf, 1.0, 0.0])
+  group = jnp.zeros(2, jnp.int32)
+
+  def loss(scores):
+    own, there = (Signals(scalar=part) for part in jnp.split(scores, 2))
+    entry = refresh.iterative_reward
+    return entry(
+      own, there, rank, group, experts={}, every=1, steps=1, learning_rate=0.1
+    )[0]
+
+  gradient = np.asarray(jax.grad(loss)(jnp.zeros(4)))
+  assert gradient[1] == 0 and gradient[0] < 0 < gradient[3]

@@ -6,14 +6,23 @@ import pathlib
 
 import numpy as np
 import pytest
+from ml_collections import config_dict
 from PIL import Image
 
 from spatialrl import encode
 from spatialrl.convert import folder, lora
 from spatialrl.io import assets
 from spatialrl.io.metrics import read_metrics
+from spatialrl.records import Signals
 from spatialrl.train import eval as eval_job
-from spatialrl.train import online, reward, sample, tiny, worlds
+from spatialrl.train import (
+    finish_images,
+    online,
+    reward,
+    sample,
+    tiny,
+    worlds,
+)
 from spatialrl.train.configs import load_config
 
 # Nobody reads what the text of the last block would ask for.
@@ -196,3 +205,27 @@ def test_a_prompt_that_is_too_long_is_refused(real, mesh, tmp_path):
   held_out.write_text(line * 4)
   with pytest.raises(ValueError, match="longer than the 32 tokens"):
     worlds.images_world(real, tmp_path, mesh)
+
+
+def test_failed_scores_are_counted_and_nan_is_none_of_them(mesh, monkeypatch):
+  def sampler(*_):
+    return lambda *_, **__: np.zeros((4, 2, 2, 3), np.uint8)
+
+  monkeypatch.setattr(finish_images, "Sampler", sampler)
+  config = config_dict.ConfigDict(
+      {"eval": {"batch": 4, "quick_prompts": 4, "images": 1}}
+  )
+  some, none = np.array([1, 2, -np.inf, 3]), np.full(4, -np.inf)
+  judges = {
+      "some": lambda *_: Signals(scalar=some),
+      "none": lambda *_: Signals(scalar=none),
+  }
+  evaluation = finish_images.Evaluation(
+      config, mesh, None, None, judges, ["a", "b", "c", "d"]
+  )
+  found = evaluation.quick({}, {})
+  assert found == {"held_out_some": 2.0, "held_out_failed_scores": 4.0}
+  with pytest.raises(ValueError, match="none scored none of 4 images"):
+    evaluation.full({}, {})
+  some[0] = np.nan
+  assert np.isnan(evaluation.quick({}, {})["held_out_some"])

@@ -163,6 +163,13 @@ def test_prompts_of_an_iteration_depend_on_seed_and_step(online_config):
         ({"prompts.per_step": 99}, ("prompts.per_step is 99", "16")),
         ({"train.updates": 3}, ("train.updates is 3", "divide")),
         ({"log_prob": "exact"}, ("log_prob is 'exact'", "gaussian")),
+        ({"eval.images": 0}, ("eval.images is 0", "at least 1")),
+        ({"eval.batch": 0}, ("eval.batch is 0", "at least 1")),
+        ({"checkpoint.every": 0}, ("checkpoint.every is 0", "at least 1")),
+        ({"train.ema_every": 0}, ("train.ema_every is 0", "at least 1")),
+        ({"rollout.chunk": -2}, ("rollout.chunk is -2", "at least 0")),
+        ({"train.ema_decay": 1.5}, ("train.ema_decay is 1.5", "below 1")),
+        ({"optimizer.max_norm": 0.0}, ("optimizer.max_norm is 0", "above 0")),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_in_a_sentence(
