@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, a CPU minute."""
   c = config_dict.ConfigDict()
   c.job = "online"
   c.seed = 0

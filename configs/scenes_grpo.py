@@ -17,10 +17,10 @@ def get_config(arg=""):
   """The config; `arg` is "", "full", "oracle" or "tiny"."""
   path = pathlib.Path(__file__).with_name("quickstart.py")
   c = load_config(path, "tiny" if arg == "tiny" else "")
+  c.rollout.guidance = c.eval.guidance = 1.5
   if arg == "tiny":
     return c
   c.steps = 300
-  c.rollout.guidance = c.eval.guidance = 1.5
   c.aggregate.caps = {}
   c.train.anchor_weight = 0.0
   c.train.ema_decay = 0.95

@@ -174,7 +174,7 @@ def published(config):
 
 def test_without_the_compiler_of_tpus_one_sentence(monkeypatch):
   monkeypatch.setitem(sys.modules, "libtpu", None)
-  with pytest.raises(ImportError, match=r'pip install "spatialrl\[tpu\]"'):
+  with pytest.raises(ImportError, match=r'pip install -e "\.\[tpu\]"'):
     chips.find("v5e:4x4")
 
 

@@ -13,7 +13,7 @@ from spatialrl.train.configs import load_config
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, mostly compiling."""
   c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
   c.transition = {"name": "cps", "noise_level": 0.8}
   c.rewards.adversarial = {"reward": c.rewards.spatial_score.weights, "seed": 0}

@@ -10,7 +10,7 @@ from spatialrl.train.configs import load_config
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, mostly compiling."""
   c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
   c.rollout.update({"window": 0, "window_range": (0, 0)})
   c.transition = {"name": "ode"}

@@ -16,7 +16,7 @@ from spatialrl.train.configs import load_config
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, mostly compiling."""
   path = pathlib.Path(__file__).parents[1] / "quickstart.py"
   c = load_config(path, arg)
   steps = c.rollout.steps

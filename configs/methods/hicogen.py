@@ -11,7 +11,7 @@ from spatialrl.train.configs import load_config, reward_by_aspect
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, mostly compiling."""
   c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
   c.rollout.shared_noise = True
   c.transition = {"name": "cosine_sde", "eta_max": 0.6, "eta_min": 0.0}

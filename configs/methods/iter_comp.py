@@ -15,7 +15,7 @@ from spatialrl.train.configs import load_config, reward_by_aspect
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, mostly compiling."""
   c = load_config(pathlib.Path(__file__).with_name("refl.py"), arg)
   weights = {"relations": 1.0, "things": 1.0, "quality": 1.0}
   reward_by_aspect(c, weights, squash=False)

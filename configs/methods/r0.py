@@ -1,7 +1,8 @@
 """R0: nothing but reward, read at every step, weights held near their start.
 
-From memory and a README: rewards of the predicted image at every state of a
-noisy path, a penalty on the distance of the weights.
+Rewards of the predicted image at every state of a noisy path, a penalty on the
+distance of the weights. It follows a README; what that leaves open was not
+checked against a source.
 """
 
 import pathlib
@@ -10,7 +11,7 @@ from spatialrl.train.configs import load_config
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, mostly compiling."""
   c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
   steps = c.rollout.steps
   c.rollout.update({"window": steps - 1, "window_range": (0, steps - 1)})

@@ -1,7 +1,8 @@
 """RankDPO (arXiv:2410.18013), online: all pairs, weighed by gain and rank.
 
-The weights are from memory. Rewards are put in [0, 1] by their place in it:
-`reward` of the judge over 30, the score of a clean render and more.
+The weights were not checked against the paper, whose full text was not
+available to us. Rewards are put in [0, 1]: the judge's over 30, the score of a
+clean render and more.
 """
 
 import pathlib
@@ -10,7 +11,7 @@ from spatialrl.train.configs import load_config
 
 
 def get_config(arg=""):
-  """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
+  """The config; `arg` "tiny" makes two iterations, mostly compiling."""
   c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
   c.rollout.update({"window": 0, "window_range": (0, 0)})
   c.transition = {"name": "ode"}

@@ -141,8 +141,8 @@ def find(name):
     import libtpu  # noqa: F401  the compiler; JAX says less when it is missing
   except ImportError as error:
     raise ImportError(
-        f"topology {name} needs the TPU compiler; pip install"
-        ' "spatialrl[tpu]" has it, and no TPU is needed.'
+        f"topology {name} needs the TPU compiler;"
+        ' pip install -e ".[tpu]" has it, and no TPU is needed.'
     ) from error
   for variable, value in _COMPILER.items():
     os.environ.setdefault(variable, value)

@@ -24,8 +24,8 @@ class Ocr(External):
     )
     if importlib.util.find_spec("rapidocr_onnxruntime") is None:
       raise ValueError(
-        "rewards has 'ocr', which needs rapidocr-onnxruntime; install"
-        " spatialrl[ocr]."
+        "rewards has 'ocr', which needs rapidocr-onnxruntime:"
+        ' pip install -e ".[ocr]" has it.'
       )
     workers = [
       pool.Process(Recogniser, timeout_seconds=config.timeout_seconds)

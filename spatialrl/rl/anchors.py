@@ -76,8 +76,9 @@ def velocity_mse(new, reference):
 def weight_to_init(params, start):
   r"""Squared distance of the trained weights from where they started.
 
-  $|\theta - \theta_0|^2$, a sum over weights (R0; from memory). It acts on the
-  gradient once an optimizer step, whatever the objective visits.
+  $|\theta - \theta_0|^2$, a sum over weights (R0; not checked against a
+  source). It acts on the gradient once an optimizer step, whatever the
+  objective visits.
 
   Args:
     params: pytree of the trained weights.

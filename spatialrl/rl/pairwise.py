@@ -30,9 +30,10 @@ def pairs(reward, group, keep):
 def rank_weights(reward, group, keep):
   r"""RankDPO's weights, $|2^{y_i} - 2^{y_j}|\,|1/\log(1+k_i) - 1/\log(1+k_j)|$.
 
-  Gain and discount of a ranking metric (arXiv:2410.18013; from memory, not
-  checked against the paper): y is the reward, meant in [0, 1], k the rank in
-  the group, 1 the best. With two images the weight is a factor per pair.
+  Gain and discount of a ranking metric (arXiv:2410.18013; not checked against
+  the paper, whose full text was not available to us): y is the reward, meant in
+  [0, 1], k the rank in the group, 1 the best. With two images the weight is a
+  factor per pair.
 
   Args:
     reward: f32[M].
@@ -80,9 +81,9 @@ def prdp_coefficients(statistic, old, reward, group, keep, *, beta, clip):
 
   $L = \max(D^2, \tilde D^2)$ with
   $D = \beta (u_i - u_j) - (r_i - r_j)$, and $\tilde D$ the same with each u
-  clipped to within `clip` of its value at the rollout (arXiv:2402.08714; the
-  larger of the two losses is from memory). Zero loss is the optimum of
-  KL-regularised reward, the Gibbs policy.
+  clipped to within `clip` of its value at the rollout (arXiv:2402.08714; that
+  the larger of the two losses counts was not checked against the paper). Zero
+  loss is the optimum of KL-regularised reward, the Gibbs policy.
 
   Args:
     statistic: u f32[M], log-ratio of the whole path to the reference.

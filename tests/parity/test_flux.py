@@ -14,7 +14,7 @@ from spatialrl.convert import flux as table
 from spatialrl.models import flux
 
 CASES = ["io_0", "io_1"]
-FLUX_DEV = {  # as published, from memory
+FLUX_DEV = {  # as published, not checked against a file
   "num_layers": 19,
   "num_single_layers": 38,
   "attention_head_dim": 128,

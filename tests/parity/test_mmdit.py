@@ -15,7 +15,7 @@ from spatialrl.convert import sd3
 from spatialrl.models import mmdit
 
 CASES = ["sd3_plain/io_0", "sd3_dual/io_0", "sd3_dual/io_1"]
-SD3_MEDIUM = {  # as published, from memory
+SD3_MEDIUM = {  # as published, not checked against a file
   "num_layers": 24,
   "num_attention_heads": 24,
   "attention_head_dim": 64,

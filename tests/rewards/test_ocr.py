@@ -50,7 +50,7 @@ def test_the_target_is_the_first_quoted_text():
 def test_the_judge_needs_its_extra(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   config = {"workers": 1, "timeout_seconds": 60, "retries": 0}
-  with pytest.raises(ValueError, match=r"install spatialrl\[ocr\]"):
+  with pytest.raises(ValueError, match=r'pip install -e "\.\[ocr\]"'):
     make_judges(ConfigDict({"ocr": config}), make_mesh((-1, 1, 1)))
   config["workers"] = 0
   with pytest.raises(ValueError, match="rewards.ocr.workers is 0"):

@@ -40,8 +40,8 @@ _JOBS = {
 _RUNS = [
     (path.stem, "tiny")
     for path in sorted(_CONFIGS.glob("*.py"))
-    # Tiny, scenes_grpo is the quickstart; those on real backbones are run in
-    # test_images, rl_rig in tests/reflect.
+    # Tiny, scenes_grpo is the quickstart guided; those on real backbones are
+    # run in test_images, rl_rig in tests/reflect.
     if path.stem not in ("scenes_grpo", "rl_rig")
     and load_config(path, "tiny").get("world") != "images"
 ] + [
@@ -179,11 +179,12 @@ def test_unknown_choices_are_named(name, job, field, value, mesh, tmp_path):
     job.run(config, tmp_path, mesh)
 
 
-def test_the_smallest_long_run_is_the_quickstart(mesh):
+def test_the_smallest_long_run_is_the_quickstart_with_guidance(mesh):
   tiny_run, quickstart = (
       load_config(_CONFIGS / f"{name}.py", "tiny")
       for name in ("scenes_grpo", "quickstart")
   )
+  quickstart.rollout.guidance = quickstart.eval.guidance = 1.5
   assert tiny_run == quickstart
   for arg in ("", "full", "oracle"):
     online.check(load_config(_CONFIGS / "scenes_grpo.py", arg), mesh)
