@@ -12,7 +12,7 @@ from spatialrl.train.configs import load_config
 def get_config(arg=""):
   """The config; `arg` "tiny" makes a run of a few seconds at 16 px."""
   c = load_config(pathlib.Path(__file__).with_name("flow_grpo.py"), arg)
-  c.rollout.attention_blocks = (2,) if not arg else (1,)
+  c.rollout.attention_blocks = (4,) if not arg else (1,)
   c.credit = {"name": "attention_map", "alpha": 0.5}
   c.objective = {"name": "ppo_position", "clip_range": 4e-4, "adv_clip": 5.0}
   return c
