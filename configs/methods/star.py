@@ -1,7 +1,9 @@
 """STAR (arXiv:2606.17979): the advantage where the image attends to the words.
 
-Only the abstract is known; map, floor and clip range are our reading. The
-clip range of a position is sqrt(positions) times that of an image.
+Only the abstract is known; map, floor and clip range are our reading. The map
+is a distribution over places for each word, read in the last block, where it
+lies on the things (experiments/checks). The clip range of a position is
+sqrt(positions) times that of an image.
 """
 
 import pathlib
