@@ -11,6 +11,7 @@ from spatialrl.data import scenes
 from spatialrl.evals import relations
 from spatialrl.flow import transition as transitions
 from spatialrl.rewards.refresh import REFRESHES, Refresh
+from spatialrl.rl.credit import attention_map
 from spatialrl.scenes.render import to_float as to_signed
 from spatialrl.train.configs import load_config
 from spatialrl.train.heads import found
@@ -24,34 +25,43 @@ def star_attention(world):
 
   Mass of a map inside the boxes of the prompt's things, relative to an even
   map, at each step of the rollout; and at the last one the chance that a place
-  of a thing has more than a free place. The config reads block 2; the colours
-  alone in block 3 are the best that any words and any set of the five blocks
-  give on training prompts, and decide nothing here.
+  of a thing has more than a free place. Words and block are the config's.
   """
+  asked = load_config("configs/methods/star.py").rollout
   rows = []
-  for name, words, blocks in (
-      ("nouns and colours", ("nouns", "colours"), (2,)),
-      ("relation words", ("relations",), (2,)),
-      ("control: the function word", ("function",), (2,)),
-      ("colours, block 3", ("colours",), (3,)),
+  for name, words in (
+      ("nouns and colours", tuple(asked.attention_words)),
+      ("relation words", ("relations",)),
+      ("control: the function word", ("function",)),
   ):
-    images, path = world.rollout(transitions.ode, words, blocks=blocks)
+    images, path = world.rollout(
+        transitions.ode, words, blocks=tuple(asked.attention_blocks)
+    )
     judged = world.judged(images)
     boxes = relations.box_maps(judged, path.attention.shape[-1])
     rows.append((name, path.attention, boxes))
-    if name == "nouns and colours":
+    if words == tuple(asked.attention_words):
       turned = np.asarray(path.attention)[..., ::-1, ::-1]
       rows.append(("control: the map turned by 180 degrees", turned, boxes))
+      shuffled = attention_map(
+          path, {}, alpha=1.0, cap=np.inf, control="shuffled"
+      )
+      rows.append(("control: the map shuffled", shuffled, boxes))
   rows = [
       {"map": name}
       | {f"step_{k}": v for k, v in enumerate(_mass(maps, boxes))}
       | {"last_auc": found(np.asarray(maps[-1]), boxes)[1]}
       for name, maps, boxes in rows
   ]
-  late = [min(r[f"step_{k}"] for k in range(4, STEPS - 1)) for r in rows]
+  late = {
+      r["map"]: min(r[f"step_{k}"] for k in range(4, STEPS - 1)) for r in rows
+  }
   return Found(
-      rows, "twice an even map from step 4 on", holds=late[0] >= 2,
-      control_fails=max(late[1], late[3]) < 2,
+      rows, "twice an even map from step 4 on",
+      holds=late["nouns and colours"] >= 2,
+      control_fails=max(
+          mass for name, mass in late.items() if name.startswith("control")
+      ) < 2,
   )
 
 

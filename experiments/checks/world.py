@@ -86,7 +86,7 @@ class World:
     return lambda weights, x, t: ask(weights, x, t, self.cond)
 
   def rollout(
-      self, transition, words=(), *, blocks=(2,), weights=None, steps=STEPS,
+      self, transition, words=(), *, blocks=(4,), weights=None, steps=STEPS,
       start=0, window=STEPS - 1, last_step="ode", shared=True, splits=(),
       log_prob=None
   ):

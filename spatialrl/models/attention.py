@@ -210,33 +210,30 @@ def _head_major(x, length):
   return x.transpose(0, 2, 1, 3)
 
 
-def word_map(query, key, mask, words):
+def word_map(query, key, words):
   """How much every image position looks at some of the words.
 
-  The softmax runs over the text alone, which costs a column a word and not a
-  column a position, and leaves fused attention where it is. Each word's map is
-  scaled to sum 1 before they are averaged, so that a word that draws much
-  attention everywhere does not drown the others (our choice; STAR,
-  arXiv:2606.17979, does not print its own).
+  For each head and word a softmax over the positions, so that a word's map is
+  a distribution over places: how much the word draws in all does not matter,
+  and what other words draw from the same places does not flatten it, as it
+  does where words share a position's softmax. Mean of the heads, largest of
+  the words. It costs a column of logits a token of the text, not a column a
+  position, and leaves fused attention where it is. All of this is ours: STAR
+  (arXiv:2606.17979) does not print its own.
 
   Args:
     query: [B, N, H, d] of the image positions.
     key: [B, L, H, d] of the text tokens.
-    mask: bool[B, L], real tokens; None for all.
     words: bool[B, L], the words to look for.
 
   Returns:
     f32[B, N] of mean 1; all 1 where no word was asked for.
   """
   logits = jnp.einsum("bnhd,blhd->bhnl", query, key).astype(jnp.float32)
-  logits = logits * query.shape[-1] ** -0.5
-  if mask is not None:
-    logits = jnp.where(mask[:, None, None, :], logits, -1e9)
-  weights = jax.nn.softmax(logits, axis=-1).mean(1)
-  weights = weights / jnp.maximum(weights.mean(1, keepdims=True), 1e-12)
-  largest = jnp.max(jnp.where(words[:, None, :], weights, 0.0), axis=-1)
-  scale = jnp.mean(largest, 1, keepdims=True)
-  return jnp.where(scale > 0, largest / jnp.maximum(scale, 1e-12), 1.0)
+  places = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=2).mean(1)
+  largest = jnp.max(jnp.where(words[:, None, :], places, 0.0), axis=-1)
+  mean = jnp.mean(largest, 1, keepdims=True)
+  return jnp.where(mean > 0, largest / jnp.maximum(mean, 1e-12), 1.0)
 
 
 IMPLEMENTATIONS = {

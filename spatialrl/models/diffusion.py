@@ -175,7 +175,10 @@ class DiffusionPolicy:
   ):
     """The network itself; without a mask, for all of the text is real."""
     network = (Flux if self.family == "flux" else MMDiT)(self.network)
-    inputs = [x, t, cond.text, cond.pooled, None, words, blocks]
+    given = {"words": words, "blocks": blocks}
     if self.distilled_guidance is not None:
-      inputs.append(jnp.full(t.shape, self.distilled_guidance))
-    return network.apply(variables, *inputs, rngs=rngs, mutable=mutable)
+      given["guidance"] = jnp.full(t.shape, self.distilled_guidance)
+    return network.apply(
+        variables, x, t, cond.text, cond.pooled, **given, rngs=rngs,
+        mutable=mutable,
+    )

@@ -22,11 +22,11 @@ class Flux(nn.Module):
 
   Call with x f32[B, h, w, C], t f32[B] in [0, 1], text [B, L, D_text], pooled
   [B, P] and guidance f32[B], a scale (3.5 is usual), or None where the config
-  has none; returns f32[B, h, w, C]. Attention sees all of the text, as in the
-  published pipeline: mask bool[B, L] only tells word maps what is real. With
-  words bool[B, L] and blocks, a tuple of indices that count double blocks
-  first, it returns besides how much each latent position looks at those words,
-  f32[B, h, w] of mean 1; see `attention.word_map`.
+  has none; returns f32[B, h, w, C]. Attention sees all of the text, padding
+  too, as in the published pipeline. With words bool[B, L] and blocks, a tuple
+  of indices that count double blocks first, it returns besides how much each
+  latent position looks at those words, f32[B, h, w] of mean 1; see
+  `attention.word_map`.
 
   Raises:
     ValueError: for odd h or w, for guidance where the config has none or none
@@ -42,7 +42,6 @@ class Flux(nn.Module):
       t,
       text,
       pooled,
-      mask=None,
       words=None,
       blocks=(),
       guidance=None,
@@ -78,7 +77,6 @@ class Flux(nn.Module):
         ),
         *layers.asked(words, chosen[: c.doubles]),
         turns,
-        mask,
     )
     maps = [] if seen is None else [seen.sum(0)]
     both, seen = _stack(c, SingleBlock, c.singles, "single_blocks")(
@@ -86,7 +84,6 @@ class Flux(nn.Module):
         _modulations(c, vector, c.singles, 3, "modulations"),
         *layers.asked(words, chosen[c.doubles :]),
         turns,
-        mask,
     )
     maps += [] if seen is None else [seen.sum(0)]
 
@@ -150,7 +147,7 @@ def _with_text(turns, length):
 
 
 def _stack(config, block, length, name):
-  axes = (0, nn.broadcast, 0, nn.broadcast, nn.broadcast)
+  axes = (0, nn.broadcast, 0, nn.broadcast)
   return layers.scanned(block, length, config.remat, axes)(config, name=name)
 
 

@@ -67,13 +67,13 @@ class DoubleBlock(nn.Module):
   """Both streams with their own weights; attention over image and text.
 
   Call with the streams, their modulations [B, 6 D], words and wanted as in
-  `layers.map_words`, rotary tables of all tokens and mask bool[B, L] or None.
+  `layers.map_words`, and rotary tables of all tokens.
   """
 
   config: FluxConfig
 
   @nn.compact
-  def __call__(self, streams, modulations, words, wanted, turns, mask):
+  def __call__(self, streams, modulations, words, wanted, turns):
     c = self.config
     image, text = streams
     tokens = image.shape[1]
@@ -92,7 +92,7 @@ class DoubleBlock(nn.Module):
         ],
         turns,
     )
-    seen = layers.map_words(wanted, q[:, :tokens], k[:, tokens:], mask, words)
+    seen = layers.map_words(wanted, q[:, :tokens], k[:, tokens:], words)
     attended = attend(q, k, v, implementation=c.attention)
     image = self._update("image", image, of_image[2:], attended[:, :tokens])
     text = self._update("text", text, of_text[2:], attended[:, tokens:])
@@ -120,7 +120,7 @@ class SingleBlock(nn.Module):
   config: FluxConfig
 
   @nn.compact
-  def __call__(self, x, modulations, words, wanted, turns, mask):
+  def __call__(self, x, modulations, words, wanted, turns):
     c = self.config
     dense = functools.partial(nn.Dense, dtype=c.dtype)
     shift, scale, gate = jnp.split(modulations[:, None], 3, -1)
@@ -130,7 +130,7 @@ class SingleBlock(nn.Module):
     seen = None
     if words is not None:
       tokens = x.shape[1] - words.shape[1]
-      seen = layers.map_words(wanted, q[:, :tokens], k[:, tokens:], mask, words)
+      seen = layers.map_words(wanted, q[:, :tokens], k[:, tokens:], words)
     attended = attend(q, k, v, implementation=c.attention)
     hidden = keep_rows(dense(4 * c.width, name="up")(hidden))
     hidden = nn.gelu(hidden, approximate=True)

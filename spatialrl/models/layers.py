@@ -118,7 +118,7 @@ def asked(words, chosen):
   return (words, chosen) if chosen.any() else (None, None)
 
 
-def map_words(wanted, query, key, mask, words):
+def map_words(wanted, query, key, words):
   """`attention.word_map` in a scanned block.
 
   Args:
@@ -126,7 +126,6 @@ def map_words(wanted, query, key, mask, words):
       stack does.
     query: [B, N, H, d] of the image positions.
     key: [B, L, H, d] of the text tokens.
-    mask: bool[B, L], real tokens; None for all.
     words: bool[B, L], the words to look for.
 
   Returns:
@@ -136,7 +135,7 @@ def map_words(wanted, query, key, mask, words):
     return None
   return jax.lax.cond(
       wanted,
-      lambda: word_map(query, key, mask, words),
+      lambda: word_map(query, key, words),
       lambda: jnp.zeros(query.shape[:2], jnp.float32),
   )
 

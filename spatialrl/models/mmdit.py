@@ -211,13 +211,7 @@ class JointBlock(nn.Module):
             strict=True,
         )
     )
-    seen = layers.map_words(
-        wanted,
-        q[:, :tokens],
-        k[:, tokens:],
-        None if keys is None else keys[:, tokens:],
-        words,
-    )
+    seen = layers.map_words(wanted, q[:, :tokens], k[:, tokens:], words)
     if self.text_ends:
       q = q[:, :tokens]
     attended = attention(q, k, v, keys).reshape(*q.shape[:2], width)

@@ -34,7 +34,6 @@ GIVEN = {
   "pooled": normal(3, B, 6),
   "guidance": np.float32([3.5, 1.0]),
 }
-MASK = np.arange(L)[None] < np.array([[3], [2]])
 WORDS = np.arange(L)[None] == np.array([[1], [0]])
 
 
@@ -82,7 +81,7 @@ def velocity(params):
 def maps(params):
   """(velocity, map) for some choices of blocks: a double and a single one."""
   return {
-    blocks: apply(params, mask=MASK, words=WORDS, blocks=blocks)
+    blocks: apply(params, words=WORDS, blocks=blocks)
     for blocks in ((0,), (4,), (0, 4))
   }
 
@@ -200,8 +199,8 @@ def test_the_map_of_the_first_block_is_a_word_map(params, maps):
   turned = (heads["image"][..., ::2] + 1j * heads["image"][..., 1::2]) * turn
   query = np.stack([turned.real, turned.imag], -1).reshape(B, 6, 2, 12)
   logits = np.einsum("bnhd,blhd->bhnl", query, heads["text"]) / np.sqrt(12)
-  share = np.exp(np.where(MASK[:, None, None], logits, -np.inf))
-  share = (share / share.sum(-1, keepdims=True)).mean(1)
+  share = np.exp(logits)
+  share = (share / share.sum(2, keepdims=True)).mean(1)
   share = share[np.arange(B), :, [1, 0]]
   share = share / share.mean(1, keepdims=True)
   _, seen = maps[(0,)]

@@ -190,15 +190,21 @@ def test_a_block_that_is_not_there_is_refused(params):
     attention(params, WORDS, (5,))
 
 
-def test_the_word_map_reads_the_text_columns_alone():
+def word_map(words, change=0.0):
   query, key = normal(5, B, 6, 2, 4), normal(6, B, L, 2, 4)
-  logits = np.einsum("bnhd,blhd->bhnl", query, key) / 2
-  logits = np.where(MASK[:, None, None], logits, -np.inf)
-  share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-  share = share.mean(1)  # [B, N, L]
-  share = share / np.maximum(share.mean(1, keepdims=True), 1e-12)
-  words = MASK & (np.arange(L)[None] < 2)
+  key = np.where(words[..., None, None], key, key + change)
+  return query, key, attention_room.word_map(query, key, words)
+
+
+def test_a_word_map_is_the_largest_of_distributions_over_places():
+  words = np.array([[True, True, False, False, False], [False] * 4 + [True]])
+  query, key, got = word_map(words)
+  share = np.exp(np.einsum("bnhd,blhd->bhnl", query, key) / 2)
+  share = (share / share.sum(2, keepdims=True)).mean(1)  # [B, N, L]
   want = np.where(words[:, None], share, 0).max(-1)
-  want = want / want.mean(1, keepdims=True)
-  got = attention_room.word_map(query, key, MASK, words)
-  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_allclose(
+    got, want / want.mean(1, keepdims=True), rtol=1e-5
+  )
+  # Other words, however loud, take nothing from it.
+  *_, among_others = word_map(words, change=100.0)
+  np.testing.assert_array_equal(among_others, got)
