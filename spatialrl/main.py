@@ -1,8 +1,10 @@
 """Runs one job: python -m spatialrl.main --config FILE[:ARG] --workdir DIR."""
 
 import importlib
+import os
 import signal
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -59,8 +61,26 @@ def main(argv):
   except (ValueError, OSError) as error:
     logging.debug("the error's origin", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
+    _leave_others()
     return EXIT_FAILED
+  except Exception:
+    if jax.distributed.is_initialized():
+      traceback.print_exc()
+    _leave_others()
+    raise
   return EXIT_DONE
+
+
+def _leave_others():
+  """Ends this process, which failed, at once if it is one of several.
+
+  At its exit JAX would wait for all of them, for up to 300 seconds, while they
+  wait for this one.
+  """
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
 
 
 def cli():
