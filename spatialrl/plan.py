@@ -10,6 +10,7 @@ compile it there. docs/plan.md says what the numbers hold and what they do not.
 import dataclasses
 import functools
 import json
+import pathlib
 import sys
 import tempfile
 
@@ -66,8 +67,8 @@ class Plan:
 
   @property
   def fits(self):
-    """Whether every program leaves SPARE."""
-    return self.spare >= SPARE
+    """Whether every program compiles and leaves SPARE."""
+    return self.too_large is None and self.spare >= SPARE
 
   @property
   def seconds(self):
@@ -247,6 +248,9 @@ def main(argv):
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   config = _CONFIG.value
   try:
+    folder = pathlib.Path(_JSON.value or ".").parent
+    if not folder.is_dir():
+      raise ValueError(f"--json is {_JSON.value!r}; {folder} is no folder.")
     place = chips.find(_TOPOLOGY.value)
     if _SHARDING.value:
       print("\n".join(sharding(config, place)))
