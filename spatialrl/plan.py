@@ -16,16 +16,12 @@ import tempfile
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from spatialrl.command import parse
+from spatialrl.command import CONFIG, parse
 from spatialrl.parallel import chips, estimate, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.train import online, programs, tiny
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, FILE.py or FILE.py:ARG.", lock_config=True
-)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, f"One of {', '.join(chips.TOPOLOGIES)}."
 )
@@ -33,6 +29,8 @@ _JSON = flags.DEFINE_string("json", None, "File for the numbers as JSON.")
 _SHARDING = flags.DEFINE_boolean(
     "show-sharding", False, "List where every weight lies; compile nothing."
 )
+
+flags.declare_key_flag("config")  # so that --help lists it
 
 SPARE = 1e9  # bytes of a device that a plan leaves to what it does not know
 _T5_XXL = 9.5e9  # bytes of T5-XXL's encoder in 16 bits
@@ -246,7 +244,7 @@ def main(argv):
   """Plans, prints, and says by its exit code whether the run fits."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  config = _CONFIG.value
+  config = CONFIG.value
   try:
     folder = pathlib.Path(_JSON.value or ".").parent
     if not folder.is_dir():
@@ -271,7 +269,7 @@ def main(argv):
 
 def cli():
   """Entry point: nothing here runs on an accelerator."""
-  flags.mark_flags_as_required(["config", "topology"])
+  flags.mark_flag_as_required("topology")
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", chips.MOST_GPUS)
   app.run(main, flags_parser=parse)

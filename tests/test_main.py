@@ -14,7 +14,7 @@ def run(monkeypatch):
 
   def call(job, several):
     monkeypatch.setattr(
-        main, "_CONFIG", types.SimpleNamespace(value=ConfigDict({"job": job}))
+        main, "CONFIG", types.SimpleNamespace(value=ConfigDict({"job": job}))
     )
     monkeypatch.setattr(main, "_WORKDIR", types.SimpleNamespace(value="run"))
     monkeypatch.setattr(main.jax.distributed, "is_initialized", lambda: several)

@@ -206,7 +206,7 @@ def test_a_folder_that_is_missing_is_said_before_compiling(
 ):
   path = tmp_path / "gone" / "plan.json"
   for name, value in (
-    ("_CONFIG", None), ("_TOPOLOGY", "v5e:4x4"), ("_JSON", str(path))
+    ("CONFIG", None), ("_TOPOLOGY", "v5e:4x4"), ("_JSON", str(path))
   ):
     monkeypatch.setattr(plans, name, types.SimpleNamespace(value=value))
   monkeypatch.setattr(chips, "find", lambda name: pytest.fail("went on"))
