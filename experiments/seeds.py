@@ -75,7 +75,9 @@ def _run(config, seed, workdir, overrides):
       "--workdir", str(workdir), f"--config.seed={seed}",
       *(f"--{override}" for override in overrides),
   ]
-  subprocess.run(command, check=True)
+  code = subprocess.run(command).returncode
+  if code:
+    sys.exit(f"error: seed {seed} ended with code {code}, see above.")
   usage = resource.getrusage(resource.RUSAGE_CHILDREN)
   write_json(workdir / "peak.json", {"peak_rss_gb": usage.ru_maxrss / 2**20})
 

@@ -1,14 +1,15 @@
 """Runs one job: python -m spatialrl.main --config FILE[:ARG] --workdir DIR."""
 
 import importlib
+import os
 import signal
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from spatialrl.command import parse
+from spatialrl.command import CONFIG, parse
 from spatialrl.io.workdir import check_local, resolve
 from spatialrl.parallel import distributed
 from spatialrl.parallel.mesh import make_mesh
@@ -26,20 +27,18 @@ JOBS = (
     "sample",
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, FILE.py or FILE.py:ARG.", lock_config=True
-)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run; started again, it goes on there."
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
+flags.declare_key_flag("config")  # so that --help lists it
 
 
 def main(argv):
   """Picks the job that `config.job` names."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  config = _CONFIG.value
+  config = CONFIG.value
   workdir = _WORKDIR.value
   try:
     if config.job not in JOBS:
@@ -59,8 +58,26 @@ def main(argv):
   except (ValueError, OSError) as error:
     logging.debug("the error's origin", exc_info=True)
     print(f"error: {error}", file=sys.stderr)
+    _leave_others()
     return EXIT_FAILED
+  except Exception:
+    if jax.distributed.is_initialized():
+      traceback.print_exc()
+    _leave_others()
+    raise
   return EXIT_DONE
+
+
+def _leave_others():
+  """Ends this process, which failed, at once if it is one of several.
+
+  At its exit JAX would wait for all of them, for up to 300 seconds, while they
+  wait for this one.
+  """
+  if jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
 
 
 def cli():

@@ -10,21 +10,18 @@ compile it there. docs/plan.md says what the numbers hold and what they do not.
 import dataclasses
 import functools
 import json
+import pathlib
 import sys
 import tempfile
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from spatialrl.command import parse
+from spatialrl.command import CONFIG, parse
 from spatialrl.parallel import chips, estimate, partition
 from spatialrl.parallel import mesh as meshes
 from spatialrl.train import online, programs, tiny
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, FILE.py or FILE.py:ARG.", lock_config=True
-)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, f"One of {', '.join(chips.TOPOLOGIES)}."
 )
@@ -32,6 +29,8 @@ _JSON = flags.DEFINE_string("json", None, "File for the numbers as JSON.")
 _SHARDING = flags.DEFINE_boolean(
     "show-sharding", False, "List where every weight lies; compile nothing."
 )
+
+flags.declare_key_flag("config")  # so that --help lists it
 
 SPARE = 1e9  # bytes of a device that a plan leaves to what it does not know
 _T5_XXL = 9.5e9  # bytes of T5-XXL's encoder in 16 bits
@@ -66,8 +65,8 @@ class Plan:
 
   @property
   def fits(self):
-    """Whether every program leaves SPARE."""
-    return self.spare >= SPARE
+    """Whether every program compiles and leaves SPARE."""
+    return self.too_large is None and self.spare >= SPARE
 
   @property
   def seconds(self):
@@ -245,8 +244,11 @@ def main(argv):
   """Plans, prints, and says by its exit code whether the run fits."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  config = _CONFIG.value
+  config = CONFIG.value
   try:
+    folder = pathlib.Path(_JSON.value or ".").parent
+    if not folder.is_dir():
+      raise ValueError(f"--json is {_JSON.value!r}; {folder} is no folder.")
     place = chips.find(_TOPOLOGY.value)
     if _SHARDING.value:
       print("\n".join(sharding(config, place)))
@@ -267,7 +269,7 @@ def main(argv):
 
 def cli():
   """Entry point: nothing here runs on an accelerator."""
-  flags.mark_flags_as_required(["config", "topology"])
+  flags.mark_flag_as_required("topology")
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", chips.MOST_GPUS)
   app.run(main, flags_parser=parse)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -184,10 +185,33 @@ def test_without_the_compiler_of_tpus_one_sentence(monkeypatch):
   ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.25G of"
    " 15.75G hbm. Exceeded hbm capacity by 1.50G.", 17.25),
   ("INVALID_ARGUMENT: something else", None),
+  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20.00M of"
+   " 16.00M vmem.", None),
+  ("RESOURCE_EXHAUSTED: Attempting to allocate too much.", None),
 ])
 def test_the_compiler_says_how_much_it_wanted(message, gigabytes):
   found = estimate.exhausted(message)
   assert found == (gigabytes and gigabytes * 2**30)
+
+
+def test_what_the_compiler_refused_does_not_fit(mesh):
+  refused = programs.OutOfMemory("update", GPU.chip.hbm / 2)
+  plan = plans.Plan(GPU, mesh, 8, {}, refused)
+  assert plan.spare > plans.SPARE and not plan.fits
+  assert not plan.to_json()["fits"]
+
+
+def test_a_folder_that_is_missing_is_said_before_compiling(
+  monkeypatch, capsys, tmp_path
+):
+  path = tmp_path / "gone" / "plan.json"
+  for name, value in (
+    ("CONFIG", None), ("_TOPOLOGY", "v5e:4x4"), ("_JSON", str(path))
+  ):
+    monkeypatch.setattr(plans, name, types.SimpleNamespace(value=value))
+  monkeypatch.setattr(chips, "find", lambda name: pytest.fail("went on"))
+  assert plans.main(["plan"]) == 1
+  assert f"{path.parent} is no folder" in capsys.readouterr().err
 
 
 def test_a_compiled_program_of_a_tpu():

@@ -19,6 +19,8 @@ SETTINGS=(
 )
 FLAGS=" on-demand yes follow stop "  # Options without a value.
 REST=()  # What follows --.
+# shellcheck disable=SC2034
+PATIENCE=10  # Polls in a row without an answer.
 
 say() {
   local dry=''
@@ -88,6 +90,8 @@ with the names ${SETTINGS[*]}."
 
 set_defaults() {
   local zone='' runtime='' name
+  # shellcheck disable=SC2034
+  ZONE_OR_TYPE=${TPU_ZONE:-}${TPU_TYPE:-}  # Empty: nobody named the zone.
   export TPU_NAME=${TPU_NAME:-spatialrl} TPU_TYPE=${TPU_TYPE:-v5litepod-8}
   [[ $TPU_NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     die 2 "--name is '$TPU_NAME'; allowed are small letters, digits and \

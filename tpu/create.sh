@@ -26,10 +26,24 @@ request() {
 tells how to ask for it."
 }
 
+# Sets state, or leaves it where there is no answer.
+silent=0
+poll() {
+  local seen
+  if seen=$(describe queued-resources state.state ACTIVE); then
+    state=$seen silent=0
+    return
+  fi
+  silent=$((silent + 1))
+  ((silent < PATIENCE)) || die 1 "$PATIENCE polls in a row had no answer; \
+the request stays in the queue until tpu/delete.sh."
+}
+
 state=$(describe queued-resources state.state ABSENT)
 if [[ $state == ABSENT ]]; then
   request
-  state=$(describe queued-resources state.state ACTIVE)
+  state=REQUESTED
+  poll
 fi
 begin=$SECONDS last=
 while [[ $state != ACTIVE ]]; do
@@ -47,6 +61,6 @@ tpu/delete.sh." ;;
   ((SECONDS - begin < ${TPU_WAIT_SECONDS%.*})) || die 1 "$TPU_NAME is still \
 $state after $TPU_WAIT_SECONDS s; it stays in the queue until tpu/delete.sh."
   sleep "$TPU_POLL_SECONDS"
-  state=$(describe queued-resources state.state ACTIVE)
+  poll
 done
 say "$TPU_NAME is ACTIVE, and paid for until tpu/delete.sh"

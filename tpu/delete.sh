@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Deletes the slice and its place in the queue, and sees that both are gone.
 #
-#   tpu/delete.sh [--yes] [--name spatialrl] [--zone ZONE] [--project PROJECT]
+#   tpu/delete.sh [--yes] [--name spatialrl] [--zone ZONE] [--type TYPE]
+#                 [--project PROJECT]
 #
 # Asks first, unless --yes. What is on the disks of the workers is lost; a
 # bucket is left alone and goes on costing what storage costs.
@@ -18,6 +19,9 @@ look() {  # DRY: what DRY_RUN takes for the answer
 
 look ACTIVE
 if [[ $request == ABSENT && $machines == ABSENT ]]; then
+  # It may live, and cost, in another one.
+  [[ -n $ZONE_OR_TYPE ]] || die 1 "there is no $TPU_NAME in $TPU_ZONE, which \
+is the default zone; name yours with --zone or --type."
   say "there is no $TPU_NAME in $TPU_ZONE; nothing to delete"
   exit
 fi

@@ -24,16 +24,25 @@ on-demand repo ref --" "$@"
 require config workdir
 
 EXIT_STOPPED=75  # Of spatialrl/train/run.py.
-PATIENCE=10  # Polls in a row without an answer.
+SETUPS=5  # The first ssh to a new slice may not connect.
 ASK_WORKER='if [ -e spatialrl/tpu/worker.sh ]
   then bash spatialrl/tpu/worker.sh status; else echo spatialrl-job: absent; fi'
 
 launch() {
   "$HERE/create.sh" || die 5 "there is no slice to run on, see above."
   # Where these fail, the slice may have gone meanwhile; the next look tells.
-  if ! { "$HERE/setup.sh" && "$HERE/run.sh" -- "${REST[@]}"; }; then
+  if ! { setup && "$HERE/run.sh" -- "${REST[@]}"; }; then
     say "the job was not started"
   fi
+}
+
+setup() {
+  local left=$SETUPS
+  until "$HERE/setup.sh"; do
+    left=$((left - 1))
+    ((left)) || return 1
+    sleep "$TPU_POLL_SECONDS"
+  done
 }
 
 # One word for all workers: running, finished, stopped, signalled, lost, or

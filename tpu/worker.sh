@@ -67,19 +67,37 @@ job() {
     sleep "${TPU_SYNC_SECONDS:-60}" &
     code=0
     wait -n -p ended "$child" "$!" || code=$?
+    [[ $ended != "$child" ]] || break
     [[ -z $bucket ]] || push "$workdir" "$bucket" ||
       echo "could not copy $workdir to $bucket; will try again" >&2
-    [[ $ended != "$child" ]] || break
   done
+  [[ -z $bucket ]] || push_last "$workdir" "$bucket" || code=1
 }
 
 # pull BUCKET DIRECTORY; the file that is written first is the proof that we
-# may write, and makes a new path one that rsync finds.
+# may write, and makes a new path one that rsync finds. A mirror that is there
+# is whole, for it is moved to its place, and may be ahead of the bucket.
 pull() {
   date | gcloud storage cp - "$1/started" ||
     fail "cannot write in $1; the slice's service account needs the right."
-  mkdir -p "$2"
-  gcloud storage rsync --recursive "$1" "$2"
+  [[ ! -e $2/config.json ]] || return 0
+  rm -rf "$2" "$2.part"
+  mkdir -p "$2.part"
+  gcloud storage rsync --recursive "$1" "$2.part"
+  mv "$2.part" "$2"
+}
+
+# push_last DIRECTORY BUCKET: the copy after which nobody tries again.
+push_last() {
+  local pause
+  for pause in 1 2 4 8 16; do
+    push "$@" && return
+    echo "could not copy $1 to $2; will try again in $pause s" >&2
+    sleep "$pause"
+  done
+  push "$@" && return
+  echo "error: could not copy $1 to $2; what is new is on this disk alone." >&2
+  return 1
 }
 
 # push DIRECTORY BUCKET. The bucket must never hold a checkpoint that is newer

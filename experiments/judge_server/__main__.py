@@ -6,6 +6,7 @@ To serve another reward, hand its function to `server.make_server`.
 """
 
 import argparse
+import sys
 
 import jax
 import numpy as np
@@ -52,8 +53,11 @@ def main():
   )
   parser.add_argument("--port", type=int, default=8000)
   args = parser.parse_args()
-  scorer = spatial_score(args.weights, args.batch)
-  server = make_server(scorer, host=args.host, port=args.port)
+  try:
+    scorer = spatial_score(args.weights, args.batch)
+    server = make_server(scorer, host=args.host, port=args.port)
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
   place = "http://{}:{}".format(*server.server_address)
   print(f"{args.weights} on {jax.default_backend()}: {place}", flush=True)
   try:

@@ -76,10 +76,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return self._answer(200, {"protocol": PROTOCOL, "status": "ok"})
 
   def do_POST(self):
+    size = self.headers.get("Content-Length", "")
+    size = int(size) if size.isdecimal() else 0
     if self.path != "/score":
+      self._drop(size)
       return self._answer(404, {"error": "allowed are /health and /score"})
+    if not 0 < size <= _LARGEST_REQUEST:
+      self._drop(size)
+      said = f"Content-Length is {size}; allowed are 1 to {_LARGEST_REQUEST}"
+      return self._answer(413 if size else 400, {"error": f"{said} bytes"})
     try:
-      name, images, prompts = read_request(self._body())
+      name, images, prompts = read_request(self.rfile.read(size))
       scores = checked(self.score(images, prompts), len(prompts)).tolist()
     except ValueError as error:
       return self._answer(400, {"error": str(error)})
@@ -90,13 +97,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     answer = {"protocol": PROTOCOL, "id": name, "scores": scores}
     return self._answer(200, answer)
 
-  def _body(self):
-    size = int(self.headers.get("Content-Length", 0))
-    if not 0 < size <= _LARGEST_REQUEST:
-      raise ValueError(
-        f"Content-Length is {size}; allowed are 1 to {_LARGEST_REQUEST} bytes"
-      )
-    return self.rfile.read(size)
+  def _drop(self, size):
+    """Reads a body that is refused; who still sends cannot hear why."""
+    left = min(size, 2 * _LARGEST_REQUEST)
+    with contextlib.suppress(ConnectionError):
+      while left and (part := self.rfile.read(min(left, 1 << 20))):
+        left -= len(part)
 
   def _answer(self, status, content):
     text = json.dumps(content).encode()

@@ -9,6 +9,7 @@ behaviour "current" and "previous" in turn, in one process; writes
 ratio that is left when nothing but the shorter of rollout and judge is hidden.
 """
 
+import argparse
 import json
 import pathlib
 import time
@@ -30,6 +31,13 @@ _BLOCKS, _ITERATIONS = 6, 6
 
 
 def main():
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument(
+      "--out", type=pathlib.Path,
+      default=pathlib.Path(__file__).with_name("results.json"),
+      help="file of the result (default: %(default)s)",
+  )
+  out = parser.parse_args().out
   prepare_process()
   mesh = make_mesh((-1, 1, 1))
   with jax.set_mesh(mesh):
@@ -55,7 +63,7 @@ def main():
       "range": [min(ratios), max(ratios)],
       "floor": 1 - hidden / middle["all"],
   }
-  write_json(pathlib.Path(__file__).with_name("results.json"), result)
+  write_json(out, result)
   print(json.dumps(result, indent=2))
 
 

@@ -7,6 +7,7 @@ quickstart's batch, and writes `overhead.json`: seconds of both by phase, and
 the median of the ratios of neighbours.
 """
 
+import argparse
 import json
 import pathlib
 
@@ -28,6 +29,13 @@ _PHASES = ("rollout", "update")
 
 
 def main():
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument(
+      "--out", type=pathlib.Path,
+      default=pathlib.Path(__file__).with_name("overhead.json"),
+      help="file of the result (default: %(default)s)",
+  )
+  out = parser.parse_args().out
   prepare_process()
   mesh = make_mesh((-1, 1, 1))
   with jax.set_mesh(mesh):
@@ -50,7 +58,7 @@ def main():
         "ratio": float(np.median(ratio)),
         "quartiles": [float(q) for q in np.quantile(ratio, (0.25, 0.75))],
     }
-  write_json(pathlib.Path(__file__).with_name("overhead.json"), result)
+  write_json(out, result)
   print(json.dumps(result, indent=2))
 
 

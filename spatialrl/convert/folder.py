@@ -16,7 +16,6 @@ SUPPORTED = {
   "AutoencoderKL": "vae",
   "CLIPTextModel": "clip",
   "CLIPTextModelWithProjection": "clip",
-  "CLIPVisionModel": "clip",
   "CLIPVisionModelWithProjection": "clip",
   "CLIPModel": "clip",
   "T5EncoderModel": "t5",
@@ -44,7 +43,8 @@ class Model:
   Attributes:
     path: the folder.
     class_name: of diffusers or transformers, a key of SUPPORTED.
-    fields: the content of its config.json.
+    fields: the content of its config.json, with the class in `architectures`
+      if that named none.
   """
 
   path: pathlib.Path
@@ -138,7 +138,9 @@ def recognise(path):
   fields = read_json(path / "config.json")
   names = [fields.get("_class_name"), *(fields.get("architectures") or ())]
   names = [name for name in names if name]
-  names = names or [_TYPES.get(fields.get("model_type"), "no class")]
+  if not names:
+    names = [_TYPES.get(fields.get("model_type"), "no class")]
+    fields = fields | {"architectures": names}
   if names[0] not in SUPPORTED:
     raise ValueError(
       f"{path} holds {names[0]}; allowed are {sorted(SUPPORTED)}."

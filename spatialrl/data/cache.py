@@ -5,8 +5,11 @@
 `pooled` [N, P]. `encode.py` fills it.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -70,15 +73,15 @@ class Cache:
 class Writer:
   """A folder of encoded prompts that grows by whole shards.
 
-  A process that is killed loses the shard it was at. One process writes a
-  folder at a time.
+  A process that is killed loses the shard it was at. Any number may look at a
+  folder; one writes, inside `locked`.
   """
 
   def __init__(self, folder, settings):
-    """Opens or makes a cache.
+    """Reads the index, if there is one.
 
     Args:
-      folder: made if need be.
+      folder: made by `locked` if need be.
       settings: dict of JSON values, what the arrays depend on besides prompts.
 
     Raises:
@@ -86,30 +89,58 @@ class Writer:
     """
     self._folder = pathlib.Path(folder)
     self._settings = settings
+    self._locked = False
+    self._read()
+
+  def _read(self):
     self._shards = []
     if (self._folder / "index.json").exists():
       index = _index(self._folder)
-      for name, value in settings.items():
+      for name, value in self._settings.items():
         if index.get(name) != value:
           raise ValueError(
-              f"cache {str(folder)!r} was made with {name}"
+              f"cache {str(self._folder)!r} was made with {name}"
               f" {index.get(name)!r} and not {value!r}; use another folder."
           )
       self._shards = index["shards"]
     self._known = {key for keys in self._shards for key in keys}
 
+  @contextlib.contextmanager
+  def locked(self):
+    """Keeps other writers out and knows what they have left.
+
+    Raises:
+      ValueError: another process is writing, or see `__init__`.
+    """
+    self._folder.mkdir(parents=True, exist_ok=True)
+    with (self._folder / ".lock").open("a") as lock:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise ValueError(
+            f"cache {str(self._folder)!r} is being written by another process;"
+            " wait for its end or use another folder."
+        ) from error
+      self._read()
+      self._locked = True
+      try:
+        yield
+      finally:
+        self._locked = False
+
   def __contains__(self, prompt):
     return _hash(prompt) in self._known
 
   def add(self, prompts, text, pooled):
-    """Writes one shard.
+    """Writes one shard, inside `locked`.
 
     Args:
       prompts: list of N str, none of them there yet.
       text: [N, L, D].
       pooled: [N, P].
     """
-    self._folder.mkdir(parents=True, exist_ok=True)
+    if not self._locked:
+      raise RuntimeError("a shard can only be added inside `locked`.")
     keys = [_hash(prompt) for prompt in prompts]
     shard = self._folder / _file(len(self._shards))
     _replace(shard, lambda at: save_file({"text": text, "pooled": pooled}, at))
@@ -134,9 +165,12 @@ def _index(folder):
 
 def _replace(path, write):
   """Lets `write` make the file `path`, which is there whole or not at all."""
-  temporary = path.with_name(f".{path.name}.tmp")
-  write(temporary)
-  temporary.replace(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    write(temporary)
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
 
 
 def _file(shard):

@@ -224,7 +224,8 @@ def encode_prompts(
 
   Raises:
     ValueError: for an unknown join or dtype, too long a prompt, or a folder
-      that was made with other encoders or settings.
+      that was made with other encoders or settings or that another process is
+      writing.
   """
   for name, value, allowed in (
       ("join", join, sorted(JOINS)),
@@ -264,16 +265,19 @@ def encode_prompts(
     joined = JOINS[join](*states)
     return [x[: len(rows)].astype(jnp.dtype(dtype)) for x in joined]
 
-  new = [i for i, prompt in enumerate(prompts) if prompt not in cache]
-  shards = [new[i : i + shard] for i in range(0, len(new), shard)]
-  starts = [(s, i) for s in shards for i in range(0, len(s), batch)]
-  parts = []
-  for rows, start in track(starts):
-    parts.append(encode(rows[start : start + batch]))
-    if start + batch >= len(rows):
-      text, pooled = map(np.concatenate, zip(*parts, strict=True))
-      cache.add([prompts[i] for i in rows], text, pooled)
-      parts = []
+  if all(prompt in cache for prompt in prompts):
+    return 0, cut  # without the lock: the processes of a run come at once
+  with cache.locked():
+    new = [i for i, prompt in enumerate(prompts) if prompt not in cache]
+    shards = [new[i : i + shard] for i in range(0, len(new), shard)]
+    starts = [(s, i) for s in shards for i in range(0, len(s), batch)]
+    parts = []
+    for rows, start in track(starts):
+      parts.append(encode(rows[start : start + batch]))
+      if start + batch >= len(rows):
+        text, pooled = map(np.concatenate, zip(*parts, strict=True))
+        cache.add([prompts[i] for i in rows], text, pooled)
+        parts = []
   return len(new), cut
 
 

@@ -35,7 +35,10 @@ def save(path, params, metadata, dtype=np.float16):
     name: np.ascontiguousarray(np.asarray(leaf).astype(dtype))
     for name, leaf in _flatten(params).items()
   }
-  save_file(flat, path, metadata)
+  try:
+    save_file(flat, path, metadata)
+  except SafetensorError as error:
+    raise OSError(f"cannot write {path}: {error}") from error
 
 
 def load(name):
@@ -50,13 +53,7 @@ def load(name):
   Raises:
     ValueError: if the file is missing or cut short.
   """
-  path = resolve(name)
-  if not path.is_file():
-    known = sorted(p.name for p in PACKAGED.glob("*.safetensors"))
-    raise ValueError(
-      f"weights {str(name)!r} do not exist; give a path or one of the"
-      f" packaged {known}."
-    )
+  path = _existing(name)
   try:
     with safe_open(path, framework="np") as file:
       metadata = dict(file.metadata() or {})
@@ -77,8 +74,12 @@ def load(name):
 
 
 def digest(name):
-  """SHA-256 of a weights file, by which weights made for it know it."""
-  return hashlib.sha256(resolve(name).read_bytes()).hexdigest()
+  """SHA-256 of a weights file, by which weights made for it know it.
+
+  Raises:
+    ValueError: if the file is missing.
+  """
+  return hashlib.sha256(_existing(name).read_bytes()).hexdigest()
 
 
 def check_shapes(params, expected, source):
@@ -98,6 +99,17 @@ def check_shapes(params, expected, source):
         f"weights {str(source)!r} are of another model: {name} has shape"
         f" {has}, the config needs {needs}."
       )
+
+
+def _existing(name):
+  path = resolve(name)
+  if not path.is_file():
+    known = sorted(p.name for p in PACKAGED.glob("*.safetensors"))
+    raise ValueError(
+      f"weights {str(name)!r} do not exist; give a path or one of the"
+      f" packaged {known}."
+    )
+  return path
 
 
 def _flatten(tree, prefix=""):

@@ -12,6 +12,8 @@ import pathlib
 import jax
 import tensorboardX
 
+from spatialrl.io.workdir import naming
+
 _FILE = "metrics.jsonl"
 _TIMINGS = ("_seconds", "_per_second")
 
@@ -30,7 +32,12 @@ class NonFiniteError(ValueError):
 
 
 class MetricWriter:
-  """Appends metrics to a run's workdir; only process 0 touches the files."""
+  """Appends metrics to a run's workdir; only process 0 touches the files.
+
+  Attributes:
+    last: int, step of the last line that was kept or written, -1 without one.
+      A process that has no file takes it that the lines are there.
+  """
 
   def __init__(self, workdir, *, resume_step=None):
     """Opens the files and drops what a killed run wrote too much.
@@ -45,12 +52,13 @@ class MetricWriter:
       ValueError: a line that is not the last is no JSON object with a step.
     """
     self._file = self._board = None
+    self.last = last = -1 if resume_step is None else resume_step
     if jax.process_index() != 0:
       return
     workdir = pathlib.Path(workdir)
-    last = -1 if resume_step is None else resume_step
-    _keep_until(workdir / _FILE, last)
-    self._file = (workdir / _FILE).open("a", encoding="utf-8")
+    self._path = workdir / _FILE
+    self.last = _keep_until(self._path, last)
+    self._file = self._path.open("a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"),
       purge_step=last + 1,
@@ -70,15 +78,23 @@ class MetricWriter:
       ValueError: a value is no number, or a name is "step".
     """
     numbers = require_finite(step, values)
+    self.last = int(step)
     if "step" in numbers:
       raise ValueError("a metric is named step; that key holds the step itself")
     if self._file is None:
       return
     row = {"step": int(step), **numbers}
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
+    with naming(self._path):
+      self._file.write(json.dumps(row) + "\n")
+      self._file.flush()
     for name, number in numbers.items():
       self._board.add_scalar(name, number, int(step))
+
+  def sync(self):
+    """Returns when the lines outlive the machine as well."""
+    if self._file is not None:
+      with naming(self._path):
+        os.fsync(self._file.fileno())
 
   def close(self):
     """Closes both files."""
@@ -138,16 +154,21 @@ def without_timings(rows):
 
 
 def _keep_until(path, step):
-  """Drops the lines after `step`, and a torn last one, all or nothing."""
+  """Drops the lines after `step`, and a torn last one, all or nothing.
+
+  Returns:
+    The step of the last line that is left, or -1.
+  """
   if not path.exists():
-    return
-  kept = [line for row, line in _rows(path) if row["step"] <= step]
+    return -1
+  rows = [(row, line) for row, line in _rows(path) if row["step"] <= step]
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   with temporary.open("w", encoding="utf-8") as file:
-    file.writelines(line + "\n" for line in kept)
+    file.writelines(line + "\n" for _, line in rows)
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
+  return rows[-1][0]["step"] if rows else -1
 
 
 def _rows(path):

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from spatialrl.io.workdir import naming
+
 INK, MUTED, GRID = "#1f2328", "#59636e", "#e4e8ec"
 GOOD, BAD, UNJUDGED = "#1a7f37", "#cf222e", "#8c959f"
 
@@ -121,14 +123,15 @@ def gallery(path, columns, captions, marks):
 def write_whole(path, data):
   """Writes bytes so that a reader sees the old file or the new, whole."""
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-  except OSError:
-    temporary.unlink(missing_ok=True)
-    raise
+  with naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      temporary.write_bytes(data)
+      os.replace(temporary, path)
+    except OSError:
+      temporary.unlink(missing_ok=True)
+      raise
 
 
 def _points(rows, name):

@@ -9,7 +9,9 @@ _LINES = 10  # Plain lines for a whole job, if none is due by the clock.
 _SECONDS = 30.0  # At most, between two plain lines.
 
 
-def progress(items, description, *, stream=None, clock=time.monotonic):
+def progress(
+  items, description, *, done=0, stream=None, clock=time.monotonic
+):
   """Returns a `Progress` over `items`.
 
     for step in (bar := progress(range(start, steps), "online")):
@@ -18,27 +20,29 @@ def progress(items, description, *, stream=None, clock=time.monotonic):
   Args:
     items: a sized iterable to go through, or the int number of `advance()`s.
     description: str, the name of the job.
+    done: how many items an earlier start of the job has done.
     stream: where to write, stderr if None.
     clock: function that returns seconds.
   """
   stream = sys.stderr if stream is None else stream
-  return Progress(items, description, stream, clock)
+  return Progress(items, description, done, stream, clock)
 
 
 class Progress:
   """A count of what is done, shown with the numbers that matter."""
 
-  def __init__(self, items, description, stream, clock):
+  def __init__(self, items, description, done, stream, clock):
     self._items = range(items) if isinstance(items, int) else items
-    self._total = len(self._items)
+    self._total = done + len(self._items)
     self._description, self._stream, self._clock = description, stream, clock
-    self._done, self._numbers = 0, ""
+    self._first = self._done = self._said = done
+    self._numbers = ""
     self._start = self._said_at = clock()
-    self._said = 0
     self._bar = None
     if stream.isatty():
       self._bar = tqdm.tqdm(
-        total=self._total, desc=description, file=stream, dynamic_ncols=True
+        total=self._total, initial=done, desc=description, file=stream,
+        dynamic_ncols=True,
       )
 
   def __iter__(self):
@@ -82,7 +86,8 @@ class Progress:
   def _say(self):
     self._said, self._said_at = self._done, self._clock()
     seconds = self._said_at - self._start
-    left = seconds / self._done * (self._total - self._done)
+    each = seconds / (self._done - self._first)
+    left = each * (self._total - self._done)
     parts = (
       f"{self._description} {self._done}/{self._total}",
       f"{_time(seconds)} gone, {_time(left)} to go",

@@ -1,5 +1,6 @@
 """The directory of one run: created, checked, and stamped with its config."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -37,24 +38,39 @@ def prepare(workdir, config):
     ValueError: the directory belongs to a run with another config; the
       sentence names the first fields that differ.
   """
-  workdir, stamp = check(workdir, config)
+  workdir, first, stamp = _look(workdir, config)
+  check_writable(workdir)
+  for name in ("versions", "revision"):
+    if first and first[name] != stamp[name]:
+      logging.warning(
+        "%s was started with %s %s and goes on with %s",
+        *(workdir, name, first[name], stamp[name]),
+      )
+  if first:
+    stamp = {**first, "config": stamp["config"]}
   if jax.process_index() == 0:
     write_json(workdir / "config.json", stamp)
   return workdir
 
 
 def check(workdir, config):
-  """Refuses what `prepare` would, before there is anything to lose.
+  """Refuses what `prepare` would, and leaves nothing behind.
 
   Returns:
-    (`workdir` as an absolute `pathlib.Path`, dict that `prepare` writes).
+    `workdir` as an absolute `pathlib.Path`; it need not exist.
 
   Raises:
     OSError, ValueError: see `prepare`.
   """
+  workdir, _, _ = _look(workdir, config)
+  check_writable(next(p for p in (workdir, *workdir.parents) if p.exists()))
+  return workdir
+
+
+def _look(workdir, config):
+  """(absolute path, what its config.json holds or None, what it should)."""
   check_local(workdir)
   workdir = pathlib.Path(workdir).expanduser().absolute()
-  check_writable(workdir)
   path = workdir / "config.json"
   resolved = resolve(config)
   stamp = {
@@ -63,7 +79,7 @@ def check(workdir, config):
     "revision": git_revision(),
   }
   if not path.exists():
-    return workdir, stamp
+    return workdir, None, stamp
   first = _read_stamp(path)
   differ = differences(
     _without_free(first["config"]), _without_free(resolved),
@@ -74,13 +90,7 @@ def check(workdir, config):
       f"{workdir} holds a run with another config: {differ}; resume with the"
       " same config or use another workdir"
     )
-  for name in ("versions", "revision"):
-    if first[name] != stamp[name]:
-      logging.warning(
-        "%s was started with %s %s and goes on with %s",
-        *(workdir, name, first[name], stamp[name]),
-      )
-  return workdir, {**first, "config": resolved}
+  return workdir, first, stamp
 
 
 def check_local(workdir):
@@ -115,6 +125,15 @@ def check_writable(directory):
     ) from error
 
 
+@contextlib.contextmanager
+def naming(path):
+  """Lets an OSError of the block, a full disk for one, name the file."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def write_json(path, value, *, indent=2):
   """Writes `value` as JSON; a reader sees the old file or the new, whole.
 
@@ -126,12 +145,13 @@ def write_json(path, value, *, indent=2):
   path = epath.Path(path)
   text = json.dumps(value, indent=indent, sort_keys=True, allow_nan=False)
   temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  try:
-    temporary.write_text(text + "\n")
-    temporary.replace(path)
-  except OSError:
-    temporary.unlink(missing_ok=True)
-    raise
+  with naming(path):
+    try:
+      temporary.write_text(text + "\n")
+      temporary.replace(path)
+    except OSError:
+      temporary.unlink(missing_ok=True)
+      raise
 
 
 def git_revision():

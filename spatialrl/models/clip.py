@@ -1,8 +1,8 @@
 """CLIP's two towers, text and images, and both in one space of vectors.
 
-Radford et al., arXiv:2103.00020, as `CLIPTextModel`, `CLIPVisionModel` and
-`CLIPModel` of transformers have them. Scores made of the vectors are in
-`clip_score.py`.
+Radford et al., arXiv:2103.00020, as `CLIPTextModel`, `CLIPModel` and
+`CLIPVisionModelWithProjection` of transformers have them. Scores made of the
+vectors are in `clip_score.py`.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ own devices. With one process nothing here has an effect.
 """
 
 import contextlib
+import itertools
 import json
 import os
 
@@ -18,6 +19,8 @@ from spatialrl.io import workdir as workdirs
 COORDINATOR, PROCESSES, INDEX = VARIABLES = (
   "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 )
+
+_places = itertools.count(1)  # JAX wants their numbers to rise
 
 
 def start(environment=os.environ):
@@ -78,6 +81,24 @@ def check_same(config):
     )
     if differ:
       raise ValueError(f"{differ}; start all processes with the same command.")
+
+
+def told_to_stop():
+  """Whether one of several processes got a preemption notice or SIGTERM.
+
+  All processes ask equally often, and hear yes at the same place. Of a single
+  process the signals are its own affair, and the answer is no.
+  """
+  if jax.process_count() == 1:
+    return False
+  return multihost_utils.reached_preemption_sync_point(next(_places))
+
+
+def from_first(array):
+  """What process 0 has, in every process; arrays of one shape and dtype."""
+  if jax.process_count() == 1:
+    return array
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 @contextlib.contextmanager

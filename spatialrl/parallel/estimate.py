@@ -126,17 +126,18 @@ def bandwidth(place, mesh, axes):
 
 
 def exhausted(message):
-  """Bytes that a program wanted which the TPU compiler would not compile.
+  """Bytes of HBM that a program wanted which the TPU compiler refused.
 
   Args:
     message: of the error.
 
   Returns:
-    float, or None where the error was about something else.
+    float, or None where the error was about something else: a kernel that
+    wants too much of the chip's inner memory, say, is no matter of size.
   """
-  if "RESOURCE_EXHAUSTED" not in message:
+  if "RESOURCE_EXHAUSTED" not in message or "memory space vmem" in message:
     return None
-  found = re.search(
-      r"(?:Used |temporaries \()([\d.]+)([KMG])", message
-  )
+  found = re.search(r"(?:Used |temporaries \()([\d.]+)([KMG])", message)
+  if found is None:
+    return None
   return float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]]

@@ -1,6 +1,7 @@
 """A bounded pool of workers on the host: images in, scores out, faults masked.
 
-Nothing here imports JAX, since a worker process imports this module.
+Nothing here imports JAX, so that a worker process, which imports this module
+and its scorer's, is small where the scorer's is; that of `ocr` is not.
 """
 
 import concurrent.futures
@@ -148,12 +149,15 @@ class Process:
   def _start(self):
     # A fork would copy locks that JAX's threads hold.
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(
-      target=_serve, args=(self._make, theirs), daemon=True
-    )
-    with _STARTING, theirs:
-      process.start()
+    try:
+      ours, theirs = context.Pipe()
+      process = context.Process(
+        target=_serve, args=(self._make, theirs), daemon=True
+      )
+      with _STARTING, theirs:
+        process.start()
+    except OSError as error:  # no memory, processes or files are left
+      raise WorkerError(f"a worker did not start: {error}") from error
     self._process, self._pipe = process, ours
     try:
       self._receive(_START_SECONDS)

@@ -167,7 +167,7 @@ def decode_png(text):
 def _parse(text):
   try:
     answer = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise WorkerError(f"the answer is no JSON: {error}") from error
   if not isinstance(answer, dict) or answer.get("protocol") != PROTOCOL:
     raise WorkerError(f"the answer is not of protocol {PROTOCOL}")

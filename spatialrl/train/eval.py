@@ -2,6 +2,8 @@
 
 import time
 
+import jax
+
 from spatialrl.io.workdir import prepare, write_json
 from spatialrl.models.build import load_policy, load_trained
 from spatialrl.parallel import partition
@@ -9,6 +11,7 @@ from spatialrl.rewards.judges import close_judges, make_judges
 from spatialrl.train import eval_images, reports
 from spatialrl.train.configs import world_of
 from spatialrl.train.finish import Evaluation
+from spatialrl.train.run import pause_stateless
 
 
 def run(config, workdir, mesh):
@@ -23,7 +26,9 @@ def run(config, workdir, mesh):
   judges = make_judges(config.rewards, mesh)
   evaluation = Evaluation(config, mesh, policy, judges)
   try:
-    numbers, images, judged = evaluation.full(params, trained)
+    numbers, images, judged = evaluation.full(
+        params, trained, pause_stateless
+    )
   finally:
     close_judges(judges)
   summary = {
@@ -33,6 +38,8 @@ def run(config, workdir, mesh):
       "seed": config.seed,
       "config": config.to_dict(),
   }
+  if jax.process_index() != 0:
+    return summary
   write_json(workdir / "summary.json", summary)
   reports.evaluated(workdir, summary, evaluation.repeated(), images, judged)
   known = {name: value for name, value in numbers.items() if value is not None}

@@ -5,16 +5,19 @@ import csv
 import io
 import time
 
+import jax
+
 from spatialrl.data.prompts import read_prompts
 from spatialrl.io import plots
 from spatialrl.io.plots import write_whole
 from spatialrl.io.report import FOLDER, Section, write_report
 from spatialrl.io.workdir import prepare, write_json
 from spatialrl.models.build import load_trained
-from spatialrl.parallel import partition
+from spatialrl.parallel import distributed, partition
 from spatialrl.rewards.judges import check_prompts, close_judges, make_judges
 from spatialrl.train import backbone, reports, tiny
 from spatialrl.train.finish_images import Evaluation
+from spatialrl.train.run import pause_stateless
 
 
 def run(config, workdir, mesh):
@@ -32,7 +35,8 @@ def run(config, workdir, mesh):
     The dict written to `summary.json`; `final` has one mean a judge.
   """
   began = time.perf_counter()
-  config = tiny.prepare(config, workdir)
+  with distributed.in_turn():
+    config = tiny.prepare(config, workdir)
   if not config.rewards:
     raise ValueError("rewards is empty; an evaluation needs at least a judge.")
   if config.eval.images < 1:
@@ -49,7 +53,9 @@ def run(config, workdir, mesh):
   judges = make_judges(config.rewards, mesh)
   evaluation = Evaluation(config, mesh, policy, opened.read, judges, prompts)
   try:
-    numbers, images, scores = evaluation.full(params, trained)
+    numbers, images, scores = evaluation.full(
+        params, trained, pause_stateless
+    )
   finally:
     close_judges(judges)
   summary = {
@@ -58,6 +64,8 @@ def run(config, workdir, mesh):
       "seconds": time.perf_counter() - began,
       "config": config.to_dict(),
   }
+  if jax.process_index() != 0:
+    return summary
   repeated = evaluation.repeated()
   write_whole(workdir / "scores.csv", _table(repeated, scores).encode())
   write_json(workdir / "summary.json", summary)

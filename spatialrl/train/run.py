@@ -4,7 +4,6 @@ import contextlib
 import signal
 
 import jax
-from jax.experimental import multihost_utils
 
 from spatialrl.io import workdir as workdirs
 from spatialrl.io.checkpoint import Checkpointer
@@ -17,8 +16,12 @@ EXIT_DONE, EXIT_FAILED = 0, 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 
 
-class Stopped(Exception):
-  """A stop was asked for; the state was saved before this was raised."""
+class Stopped(BaseException):
+  """A stop was asked for; what there was to save was saved before.
+
+  No Exception, because a signal's handler raises it wherever the run is, and
+  what catches the errors of a library or a file must let it through.
+  """
 
 
 class Run:
@@ -54,18 +57,30 @@ class Run:
     self._writer = self._bar = self.unlogged = None
     self._stop_signal = None
     self._saved = None
-    self._places = 0
     self._handlers = {}
 
   def restore(self, state):
-    """Returns the newest checkpoint of the workdir, or `state` as it is."""
+    """Returns the newest checkpoint of the workdir, or `state` as it is.
+
+    Raises:
+      ValueError: `metrics.jsonl` lacks lines that were there at its saving.
+    """
     step = self._checkpoints.latest()
     if step is None:
       self._writer = MetricWriter(self._workdir)
       return state
-    self.unlogged = self._checkpoints.metadata(step).get("unlogged")
+    metadata = self._checkpoints.metadata(step)
+    self.unlogged = metadata.get("unlogged")
     written = step - 1 if self.unlogged else step
     self._writer = MetricWriter(self._workdir, resume_step=written)
+    logged = metadata.get("logged", -1)  # absent from early checkpoints
+    if self._writer.last < logged:
+      raise ValueError(
+          f"{self._workdir}/metrics.jsonl ends at step {self._writer.last} and"
+          f" the checkpoint of step {step} was saved after step {logged} was"
+          " logged; bring back the file that belongs to it or take another"
+          " workdir."
+      )
     if jax.process_index() == 0:
       print(f"resuming {self._workdir} at step {step}", flush=True)
     self._saved = None if self.unlogged else step
@@ -74,7 +89,7 @@ class Run:
   def steps(self, start):
     """Yields start, ..., config.steps - 1 behind a progress bar."""
     steps = range(start, self._config.steps)
-    self._bar = progress(steps, self._config.job)
+    self._bar = progress(steps, self._config.job, done=start)
     with contextlib.ExitStack() as trace:
       for step in self._bar:
         if step in self._traced and step in (start, self._traced[0]):
@@ -124,12 +139,7 @@ class Run:
     Raises:
       Stopped: after saving.
     """
-    self._places += 1
-    if jax.process_count() > 1:
-      told = multihost_utils.reached_preemption_sync_point(self._places)
-    else:
-      told = self._stop_signal is not None
-    if not told:
+    if not (self._stop_signal or distributed.told_to_stop()):
       return
     if self._saved != step:
       self._save(state, step, unlogged)
@@ -140,10 +150,11 @@ class Run:
     raise Stopped(f"{name} at step {step}; state saved, restart to go on.")
 
   def _save(self, state, step, unlogged=None):
-    metadata = {}
+    metadata = {"logged": self._writer.last}
     if unlogged:
       numbers = {name: float(value) for name, value in unlogged.items()}
-      metadata = {"unlogged": numbers}
+      metadata["unlogged"] = numbers
+    self._writer.sync()  # before a checkpoint that says so
     self._checkpoints.save(step, state, metadata)
     self._saved = step
 
@@ -171,7 +182,19 @@ def stop_at_once(number, frame):
   """The handler of a signal as long as there is no state to save."""
   del frame
   name = signal.Signals(number).name
-  raise Stopped(f"{name} before the first step; restart to go on.")
+  raise Stopped(f"{name} with no state to save; restart to go on.")
+
+
+def pause_stateless():
+  """A place where several processes stop together that have nothing to save.
+
+  A single one stops anywhere, by `stop_at_once`.
+
+  Raises:
+    Stopped: one of them was told to.
+  """
+  if distributed.told_to_stop():
+    raise Stopped("a stop signal with no state to save; restart to go on.")
 
 
 def _traced(config):

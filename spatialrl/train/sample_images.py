@@ -7,16 +7,19 @@ The layout is the one that GenEval's scorer reads: `images/00000/` holds
 import io
 import json
 
+import jax
 import numpy as np
 from PIL import Image
 
 from spatialrl.data import prompts
+from spatialrl.io import assets
+from spatialrl.io import workdir as workdirs
 from spatialrl.io.plots import write_whole
 from spatialrl.io.progress import progress
-from spatialrl.io.workdir import prepare, write_json
 from spatialrl.models.build import load_trained
-from spatialrl.parallel import partition
+from spatialrl.parallel import distributed, partition
 from spatialrl.train import backbone, tiny
+from spatialrl.train.run import pause_stateless
 from spatialrl.train.sampling import Sampler
 
 
@@ -25,37 +28,49 @@ def run(config, workdir, mesh):
 
   An image depends on the seed and its place alone, so a run that was killed
   leaves the same images as one that was not.
+
+  Raises:
+    ValueError: the workdir has images of other prompts or weights.
   """
-  config = tiny.prepare(config, workdir)
+  with distributed.in_turn():
+    config = tiny.prepare(config, workdir)
   each, batch = config.eval.images, config.eval.batch
   if each < 1:
     raise ValueError(f"eval.images is {each}; it must be at least 1.")
   records = prompts.read_records(config.prompts.file)
   texts = [record["prompt"] for record in records]
+  workdir = workdirs.check(workdir, config)
+  labels = labels_of(workdir, config, records)
+  check_labels(workdir, labels)
   opened = backbone.load(config, mesh, texts)
   policy, params = opened.policy, opened.params
   trained = load_trained(config.trained, policy, params)
   trained = partition.place(mesh, policy.family, trained)
-  workdir = prepare(workdir, config)
-  folders = [workdir / "images" / f"{i:05}" for i in range(len(records))]
-  files = [folder / "samples" / f"{j:04}.png"
-           for folder in folders for j in range(each)]
-  for folder, record in zip(folders, records, strict=True):
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record) + "\n"
-    write_whole(folder / "metadata.jsonl", text.encode())
-  todo = [i for i, file in enumerate(files) if not file.exists()]
+  workdirs.prepare(workdir, config)
+  files = [_folder(workdir, i) / "samples" / f"{j:04}.png"
+           for i in range(len(records)) for j in range(each)]
+  # Others than process 0 may look when it has written already.
+  absent = np.array([not file.exists() for file in files])
+  todo = np.flatnonzero(distributed.from_first(absent))
+  first = jax.process_index() == 0
+  if first:
+    for file, text in labels.items():
+      write_whole(file, text.encode())
   sampler = Sampler(policy, opened.read, mesh, config.eval)
   for start in progress(range(0, len(todo), batch), "sample"):
-    rows = np.asarray(todo[start : start + batch])
+    rows = todo[start : start + batch]
     images = sampler(
-        params, trained, [texts[i // each] for i in rows], config.seed, rows
+        params, trained, [texts[i // each] for i in rows], config.seed, rows,
+        pause_stateless,
     )
     for i, image in zip(rows, images, strict=True):
       png = io.BytesIO()
       Image.fromarray(image).save(png, format="PNG")
-      write_whole(files[i], png.getvalue())
-  write_json(
+      if first:
+        write_whole(files[i], png.getvalue())
+  if not first:
+    return
+  workdirs.write_json(
       workdir / "summary.json",
       {
           "prompts": len(records),
@@ -65,3 +80,41 @@ def run(config, workdir, mesh):
       },
   )
   print(f"{len(files)} images in {workdir / 'images'}", flush=True)
+
+
+def labels_of(workdir, config, records):
+  """What the images are of: path -> text of the files that say it.
+
+  Args:
+    workdir: pathlib.Path of the run.
+    config: field `trained`.
+    records: list of dict, of the prompt file.
+  """
+  labels = {
+      _folder(workdir, i) / "metadata.jsonl": json.dumps(record) + "\n"
+      for i, record in enumerate(records)
+  }
+  if config.trained:
+    digest = assets.digest(config.trained)
+    labels[workdir / "trained.sha256"] = digest + "\n"
+  return labels
+
+
+def check_labels(workdir, labels):
+  """Raises ValueError where there are images of something else.
+
+  Args:
+    workdir: pathlib.Path of the run.
+    labels: as `labels_of` gives them.
+  """
+  for file in (*labels, *workdir.glob("images/*/metadata.jsonl")):
+    text = labels.get(file, "")
+    if file.exists() and (before := file.read_text()) != text:
+      raise ValueError(
+          f"{file} is {before[:80]!r} and now would be {text[:80]!r}: the"
+          " images there are of other prompts or weights; use another workdir."
+      )
+
+
+def _folder(workdir, i):
+  return workdir / "images" / f"{i:05}"

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from spatialrl.convert import folder, shards
+from spatialrl.convert import clip, folder, shards
 from spatialrl.convert.folder import Adapter, Model, Pipeline
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "models"
@@ -37,6 +37,23 @@ def test_adapters_are_told_by_their_file(name):
 def test_a_config_without_a_class_goes_by_its_type(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
   assert folder.recognise(tmp_path).kind == "qwen_vl"
+
+
+@pytest.mark.parametrize("kind", ["clip_text_model", "clip"])
+def test_what_goes_by_its_type_can_be_opened(tmp_path, kind):
+  towers = {"text_config": {}, "vision_config": {}}
+  fields = {"model_type": kind, **towers}
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  # Sizes and table are known; only the weights are not there.
+  with pytest.raises(ValueError, match="safetensors"):
+    folder.open_model(tmp_path)
+
+
+def test_every_supported_clip_can_be_read():
+  for name, kind in folder.SUPPORTED.items():
+    if kind == "clip":
+      towers = {"text_config": {}, "vision_config": {}}
+      clip.table(clip.read_config({"architectures": [name], **towers}))
 
 
 def test_a_pipeline_lists_its_parts(tmp_path, write, tensors):

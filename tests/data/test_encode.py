@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spatialrl.data import encode
-from spatialrl.data.cache import Cache
+from spatialrl.data.cache import Cache, Writer
 from tests.data import _tokenizers
 
 PROMPTS = ["red cat", "", "a red hat", "cat", "dog"]
@@ -166,6 +166,23 @@ def test_only_new_prompts_are_encoded(fill, encoders, tmp_path):
   assert fill(PROMPTS, encoders=watched)[0] == 0 and len(seen) == 4
 
 
+def test_a_second_writer_is_refused_and_a_reader_is_not(fill, tmp_path):
+  folder = tmp_path / "cache"
+  fill(PROMPTS[:1])
+  settings = {"join": "flux"}
+  early = Writer(folder, settings)
+  rows = np.zeros((1, 2, 2), np.float32), np.zeros((1, 2), np.float32)
+  with Writer(folder, settings).locked():
+    with pytest.raises(ValueError, match="being written by another process"):
+      fill(PROMPTS)
+    assert fill(PROMPTS[:1]) == (0, [])
+  with pytest.raises(RuntimeError, match="locked"):
+    early.add(["dog"], *rows)
+  assert fill(PROMPTS)[0] == 4
+  with early.locked():  # It has seen what was written meanwhile.
+    assert all(prompt in early for prompt in PROMPTS)
+
+
 def test_an_absent_prompt_is_named(fill, tmp_path):
   fill(["red", "cat"])
   with pytest.raises(ValueError, match="prompt 'dog' is not in the cache"):
@@ -192,7 +209,7 @@ def test_an_interrupted_run_resumes(fill, tmp_path, monkeypatch, file):
   text, _ = Cache(folder).lookup(PROMPTS)
   assert len({row.tobytes() for row in text}) == 5
   assert sorted(path.name for path in folder.iterdir()) == [
-      "00000.safetensors", "00001.safetensors", "index.json",
+      ".lock", "00000.safetensors", "00001.safetensors", "index.json",
   ]
 
 

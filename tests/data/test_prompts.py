@@ -50,8 +50,9 @@ def test_states_follow_the_prompts_wherever_they_are_stored(tmp_path):
   writer = Writer(tmp_path, {})
   text = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
   pooled = np.arange(6, dtype=np.float32).reshape(3, 2)
-  writer.add(["a", "b"], text[:2], pooled[:2])
-  writer.add(["c"], text[2:], pooled[2:])
+  with writer.locked():
+    writer.add(["a", "b"], text[:2], pooled[:2])
+    writer.add(["c"], text[2:], pooled[2:])
   read = prompts.States(tmp_path)
   found = read(["c", "a", "a", "c"])
   np.testing.assert_array_equal(found[0], text[[2, 0, 0, 2]])

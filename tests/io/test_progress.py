@@ -31,6 +31,19 @@ def test_plain_lines_are_ten_for_a_fast_job():
   assert starts == [f"draw {n}/30" for n in range(3, 31, 3)]
 
 
+def test_a_job_that_goes_on_counts_what_was_done():
+  stream, clock = io.StringIO(), Clock()
+  bar = progress.progress(
+    range(6, 8), "train", done=6, stream=stream, clock=clock
+  )
+  for _ in bar:
+    clock.now += 20.0
+  assert [line.split("  ")[:2] for line in stream.getvalue().splitlines()] == [
+    ["train 7/8", "0:00:20 gone, 0:00:20 to go"],
+    ["train 8/8", "0:00:40 gone, 0:00:00 to go"],
+  ]
+
+
 def test_a_slow_job_says_something_every_thirty_seconds():
   stream, clock = io.StringIO(), Clock()
   bar = progress.progress(range(100), "train", stream=stream, clock=clock)

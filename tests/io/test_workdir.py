@@ -70,7 +70,8 @@ def test_other_versions_are_logged_and_the_first_kept(tmp_path, caplog):
   stamp["versions"]["jax"] = "0.0.1"
   path.write_text(json.dumps(stamp))
   workdir.prepare(tmp_path, _config())
-  assert "0.0.1" in caplog.text
+  workdir.check(tmp_path, _config())
+  assert caplog.text.count("0.0.1") == 1
   assert json.loads(path.read_text())["versions"]["jax"] == "0.0.1"
 
 
@@ -92,6 +93,16 @@ def test_a_directory_under_a_file_is_one_sentence(tmp_path):
     workdir.prepare(tmp_path / "file" / "run", _config())
 
 
+def test_a_check_leaves_nothing_behind(tmp_path):
+  (tmp_path / "file").touch()
+  before = list(tmp_path.iterdir())
+  path = workdir.check(tmp_path / "a" / "run", _config())
+  assert path == tmp_path / "a" / "run"
+  with pytest.raises(OSError, match="^cannot write in .*file"):
+    workdir.check(tmp_path / "file" / "run", _config())
+  assert list(tmp_path.iterdir()) == before
+
+
 def test_a_read_only_directory_is_one_sentence(read_only):
   with pytest.raises(OSError, match="^cannot write in .*: Permission denied$"):
     workdir.prepare(read_only, _config())
@@ -108,7 +119,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "replace", full)
   monkeypatch.setattr(pathlib.Path, "replace", full)
-  with pytest.raises(OSError, match="No space left"):
+  with pytest.raises(OSError, match="a.json: No space left"):
     workdir.write_json(path, {"a": 2})
   assert json.loads(path.read_text()) == {"a": 1}
   assert list(tmp_path.iterdir()) == [path]

@@ -140,6 +140,18 @@ def test_a_scorer_that_cannot_be_made_says_why(make_pool):
   assert reason == "a worker did not start: OSError: no weights here"
 
 
+def test_a_process_that_the_machine_refuses_is_a_failed_score(
+  make_pool, monkeypatch
+):
+  def refuse(process):
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+  context = multiprocessing.get_context("spawn")
+  monkeypatch.setattr(context.Process, "start", refuse)
+  scores, reason = make_pool(1)(IMAGES[:1], ["a"])
+  assert scores == -np.inf and "did not start: [Errno 11]" in reason
+
+
 def test_no_more_than_the_workers_are_in_flight_and_order_is_kept():
   worker = Thread()
   pool = pools.Pool([worker] * 3, batch=2, retries=0)

@@ -1,6 +1,7 @@
 """The remote judge against the reference server, and against bad ones."""
 
 import contextlib
+import http.client
 import http.server
 import json
 import threading
@@ -156,6 +157,25 @@ def test_the_server_says_what_is_wrong_with_a_request(url, change, said):
     client._request("POST", "/score", good | change)
   with pytest.raises(WorkerError, match="HTTP 404"):
     client._request("POST", "/elsewhere", good)
+
+
+@pytest.mark.parametrize("path, megabytes, status", [
+  ("/elsewhere", 12, 404), ("/score", 12, 413), ("/score", 0, 400),
+])
+def test_a_client_that_sends_much_hears_why_it_is_refused(
+  url, monkeypatch, path, megabytes, status
+):
+  monkeypatch.setattr(servers, "_LARGEST_REQUEST", 8 << 20)
+  place = url.removeprefix("http://")
+  with contextlib.closing(http.client.HTTPConnection(place)) as connection:
+    connection.request("POST", path, bytes(megabytes << 20))
+    answer = connection.getresponse()
+    assert answer.status == status and json.loads(answer.read())["error"]
+
+
+def test_an_answer_nested_too_deep_is_a_failed_score():
+  with pytest.raises(WorkerError, match="the answer is no JSON"):
+    remote._parse(b"[" * 200_000)
 
 
 def test_bad_answers_fail_alone_and_in_time(bad_url):

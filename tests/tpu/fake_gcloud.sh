@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Plays gcloud. Every call is a line of $WORLD/calls; the other files there say
 # what is the case: request (state of the queued resource and who brought it
-# about), machines, workers, jobs (one answer of worker.sh status a line, the
-# last one for ever). Where $WORLD/home is, a command over ssh runs with it as
-# HOME; buckets are directories of $WORLD/buckets.
+# about), machines, workers, jobs (answers of worker.sh status), broken and
+# unreachable (whether an installation or an upload fails: yes or no), zone
+# (the only one with a slice in it, else any). Of request, jobs, broken and
+# unreachable each question takes a line, the last one for ever. Where
+# $WORLD/home is, a command over ssh runs with it as HOME; buckets are
+# directories of $WORLD/buckets.
 
 printf '%q ' "$@" >>"$WORLD/calls"
 echo >>"$WORLD/calls"
@@ -20,9 +23,9 @@ answer() {
   fi
   echo "$1"
 }
-next_job() {
-  head -n 1 "$WORLD/jobs"
-  [[ $(wc -l <"$WORLD/jobs") == 1 ]] || sed -i 1d "$WORLD/jobs"
+next() {
+  head -n 1 "$WORLD/$1"
+  [[ $(wc -l <"$WORLD/$1") == 1 ]] || sed -i 1d "$WORLD/$1"
 }
 option() {  # NAME ARGUMENTS...: the value of --NAME=VALUE
   local word
@@ -32,9 +35,13 @@ option() {  # NAME ARGUMENTS...: the value of --NAME=VALUE
 }
 place() { echo "${1/#gs:\//$WORLD/buckets}"; }
 
+if [[ $* == *" describe "* ]] && is zone &&
+  [[ $(option zone "$@") != "$(<"$WORLD/zone")" ]]; then
+  answer ABSENT
+fi
 case "$*" in
   *"queued-resources describe"*failedData*) cat "$WORLD/why" ;;
-  *"queued-resources describe"*) answer "$(<"$WORLD/request")" ;;
+  *"queued-resources describe"*) answer "$(next request)" ;;
   *"tpu-vm describe"*networkEndpoints*) cat "$WORLD/workers" ;;
   *"tpu-vm describe"*) answer "$(<"$WORLD/machines")" ;;
   *"queued-resources create"*)
@@ -52,7 +59,7 @@ case "$*" in
     if is home; then
       cd "$WORLD/home" && HOME=$PWD exec bash -c "$command"
     elif [[ $command == *"worker.sh status"* ]]; then
-      job=$(next_job)
+      job=$(next jobs)
       case $job in
         preempted) echo "SUSPENDED SERVICE" >"$WORLD/request"; exit 255 ;;
         suspended) echo "SUSPENDED USER" >"$WORLD/request"; exit 255 ;;
@@ -63,12 +70,15 @@ case "$*" in
         hang) exec sleep 30 ;;
         *) tr ';' '\n' <<<"$job" | sed 's/^/spatialrl-job: /' ;;
       esac
-    elif [[ $command == *install* ]] && is broken; then exit 1
+    elif [[ $command == *install* ]] && is broken; then
+      [[ $(next broken) == no ]] || exit 1
     fi ;;
   "storage cp - "*)
     ! is forbidden || exit 1
     mkdir -p "$(dirname "$(place "$4")")" && cat >"$(place "$4")" ;;
   "storage rsync"*)
+    [[ ${*: -1} != gs://* ]] || ! is unreachable ||
+      [[ $(next unreachable) == no ]] || exit 1
     from=$(place "${*: -2:1}") to=$(place "${*: -1}")
     [[ $* != *delete-unmatched* ]] || rm -rf "$to"
     mkdir -p "$to"

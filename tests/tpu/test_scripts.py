@@ -67,6 +67,23 @@ def test_create_says_why_there_is_no_slice(world, states, sentence):
   assert sentence in world.run("create", "--wait-seconds=0", code=1)
 
 
+_WAITING = "WAITING_FOR_RESOURCES\n"
+
+
+def test_create_bears_polls_without_an_answer(world):
+  world.set(
+    request=_WAITING + 9 * "DENIED\n" + _WAITING + "DENIED\nACTIVE"
+  )
+  world.run("create")
+  assert len(world.calls("describe")) == 13
+
+
+def test_create_does_not_wait_for_an_answer_for_ever(world):
+  world.set(request=_WAITING + "DENIED")
+  assert "stays in the queue" in world.run("create", code=1)
+  assert len(world.calls("describe")) == 11
+
+
 def test_run_quotes_what_reaches_the_workers(world):
   world.run("run", *_RUN, "--", "--config.name=it's $HOME")
   (call,) = world.calls("worker.sh start")
@@ -107,8 +124,16 @@ def test_logs_of_one_worker_or_of_all(world):
 
 
 def test_delete_of_something_absent(world):
-  assert "nothing to delete" in world.run("delete")
+  for named in ({"TPU_ZONE": "us-west4-a"}, {"TPU_TYPE": "v5litepod-8"}):
+    assert "nothing to delete" in world.run("delete", **named)
   assert not world.calls(" delete ")
+
+
+def test_absent_from_the_default_zone_is_not_gone(world):
+  world.exists(zone="us-east1-d")
+  told = world.run("delete", "--yes", code=1)
+  assert "in us-west4-a, which is the default zone; name yours" in told
+  assert "nothing of it is left" in world.run("delete", "--yes", "--type=v6e-8")
 
 
 def test_delete_asks_first(world):

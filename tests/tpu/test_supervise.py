@@ -135,7 +135,13 @@ def test_a_setup_that_fails_is_said(world):
   world.set(broken="yes")
   told = _supervise(world, "absent", code=1)
   assert "setting up a worker failed" in told
-  assert _launches(world) == (1, 0)
+  assert _launches(world) == (1, 0) and len(world.calls("install")) == 5
+
+
+def test_a_worker_that_cannot_be_reached_yet_is_set_up_later(world):
+  world.set(broken="yes\nyes\nno")
+  _supervise(world, "absent", "exit 0")
+  assert _launches(world) == (1, 1) and len(world.calls("install")) == 3
 
 
 def test_a_workdir_that_dies_with_the_slice_is_pointed_out(world):

@@ -18,10 +18,18 @@ trap 'echo saved >>"$workdir/metrics.jsonl"; exit {EXIT_STOPPED}' TERM
 printf '%s\\n' "$JAX_PLATFORMS" "$@" >"$HOME/arguments"
 workdir=$6
 mkdir -p "$workdir/checkpoints/$(date +%s%N)"
+touch "$workdir/config.json"
 echo line >>"$workdir/metrics.jsonl"
 echo output
 while [[ ! -e $HOME/end ]]; do sleep 0.02; done
 exit "$(<"$HOME/end")"
+"""
+# Does not wait for as long as it is asked to between two copies.
+_SHORT_SLEEP = f"""#!/bin/sh
+case $1 in
+  1 | 2 | 4 | 8 | 16) echo "$1" >>"$WORLD/pauses" ;;
+  *) exec {shutil.which("sleep")} "$1" ;;
+esac
 """
 _UV = f"""#!/usr/bin/env bash
 echo "$@" >"$HOME/uv"
@@ -145,6 +153,34 @@ def test_a_workdir_in_a_bucket_goes_there_and_comes_back(worker):
   assert _wait(home / "spatialrl-run/exit_code") == "0\n"
   (second,) = (bucket / "checkpoints").iterdir()
   assert second.name != first.name
+
+
+@pytest.mark.parametrize("failures, code", ((5, 0), (6, 1)))
+def test_the_last_copy_is_tried_again(worker, failures, code):
+  (worker.root / "bin/sleep").write_text(_SHORT_SLEEP)
+  (worker.root / "bin/sleep").chmod(0o755)
+  home, bucket = worker.root / "home", worker.root / "buckets/bucket/run"
+  (home / "end").write_text("0")
+  worker.environment["TPU_SYNC_SECONDS"] = "5"
+  worker.set(unreachable="yes\n" * failures + "no")
+  _start(worker, "gs://bucket/run")
+  run = home / "spatialrl-run"
+  assert _wait(run / "exit_code") == f"{code}\n"
+  assert (worker.root / "pauses").read_text().split() == [
+    "1", "2", "4", "8", "16"
+  ]
+  assert (bucket / "metrics.jsonl").exists() == (code == 0)
+  assert ("on this disk alone" in (run / "log").read_text()) == (code == 1)
+
+
+def test_a_mirror_that_is_there_is_not_overwritten(worker):
+  home, bucket = worker.root / "home", worker.root / "buckets/bucket/run"
+  (home / "end").write_text("0")
+  for lines in ("line\n", "line\nline\n"):
+    _start(worker, "gs://bucket/run")
+    assert _wait(home / "spatialrl-run/exit_code") == "0\n"
+    assert (bucket / "metrics.jsonl").read_text() == lines
+    (bucket / "metrics.jsonl").write_text("older\n")
 
 
 def test_the_metrics_of_a_checkpoint_are_uploaded_before_it(worker):

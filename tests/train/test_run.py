@@ -3,12 +3,15 @@
 import os
 import signal
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
+from spatialrl.io.checkpoint import Checkpointer
 from spatialrl.io.metrics import read_metrics
-from spatialrl.train.run import Run, Stopped
+from spatialrl.train.run import Run, Stopped, pause_stateless, stop_at_once
 
 
 def config_of(**fields):
@@ -56,6 +59,60 @@ def test_a_stop_within_an_evaluation_keeps_what_was_not_written(tmp_path):
       assert run.unlogged == {n: float(v) for n, v in values.items()}
       run.log(2, run.unlogged)
       assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_metrics_that_are_older_than_the_checkpoint_are_refused(tmp_path):
+  config = config_of(checkpoint={"every": 2, "keep_last": 2})
+  with Run(config, tmp_path) as run:
+    run.restore(state(0))
+    for step in (1, 2):
+      run.log(step, {"loss": 1.0})
+      run.maybe_save(state(step), step)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "metrics.jsonl").write_text(lines[0])
+  for _ in range(2):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl ends at step 1 and"):
+      with Run(config, tmp_path) as run:
+        run.restore(state(0))
+  (tmp_path / "metrics.jsonl").write_text("".join(lines))
+  with Run(config, tmp_path) as run:
+    assert (run.restore(state(0))["x"] == 2).all()
+
+
+def test_metrics_are_on_the_disk_before_their_checkpoint(tmp_path, monkeypatch):
+  order = []
+  fsync, save = os.fsync, Checkpointer.save
+  monkeypatch.setattr(os, "fsync", lambda f: order.append("log") or fsync(f))
+  monkeypatch.setattr(
+    Checkpointer, "save", lambda *a: order.append("save") or save(*a)
+  )
+  with Run(config_of(), tmp_path) as run:
+    run.restore(state(0))
+    run.log(4, {"loss": 1.0})
+    run.maybe_save(state(4), 4)
+  assert order[:2] == ["log", "save"]
+
+
+def test_a_stop_is_no_error_that_a_library_could_catch():
+  with pytest.raises(Stopped, match="SIGTERM with no state"):
+    try:
+      stop_at_once(signal.SIGTERM, None)
+    except Exception:
+      pytest.fail("caught")
+
+
+def test_several_processes_ask_at_places_that_rise(monkeypatch):
+  asked = []
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    multihost_utils, "reached_preemption_sync_point",
+    lambda place: asked.append(place) or len(asked) == 3,
+  )
+  pause_stateless()
+  pause_stateless()
+  with pytest.raises(Stopped, match="no state to save"):
+    pause_stateless()
+  assert asked == [asked[0] + i for i in range(3)]
 
 
 def test_a_traced_iteration_leaves_a_trace_and_the_others_none(tmp_path):
