@@ -71,7 +71,8 @@ job() {
     [[ -z $bucket ]] || push "$workdir" "$bucket" ||
       echo "could not copy $workdir to $bucket; will try again" >&2
   done
-  [[ -z $bucket ]] || push_last "$workdir" "$bucket" || code=1
+  # A run that was stopped goes on elsewhere all the same.
+  [[ -z $bucket ]] || push_last "$workdir" "$bucket" || ((code)) || code=1
 }
 
 # pull BUCKET DIRECTORY; the file that is written first is the proof that we
