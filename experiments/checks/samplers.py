@@ -22,7 +22,7 @@ from spatialrl.flow import transition as transitions
 from spatialrl.flow.schedules import SCHEDULES
 from spatialrl.scenes import check
 from spatialrl.scenes.render import to_float as to_signed
-from spatialrl.train import draw, fit_slots
+from spatialrl.train import draw, needs
 from spatialrl.train.configs import load_config
 from spatialrl.train.slots import bind_all
 
@@ -214,7 +214,7 @@ def moving_windows(world):
     width = config.rollout.window
     rows.append({
         "method": name if name != "flow_grpo" else "control: flow_grpo",
-        "update_calls": fit_slots.update_calls(config, 144) / (144 * 7),
+        "update_calls": needs.update_calls(config, 144) / (144 * 7),
         "steps_trained": len({s + i for s in starts for i in range(width)}),
         "first": starts[0], "last": starts[-1],
     })

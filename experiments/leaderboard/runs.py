@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from spatialrl.io.metrics import read_metrics
-from spatialrl.train import fit_slots
+from spatialrl.train import needs
 from spatialrl.train.configs import load_config
 from spatialrl.train.prepare import kept_rows
 
@@ -75,7 +75,7 @@ def overrides(config, budget):
   images = config.prompts.per_step * config.rollout.group
   twins = 1 if config.rollout.guidance == 1 else 2
   calls = images * config.rollout.steps * twins
-  calls += fit_slots.update_calls(config, kept_rows(config))
+  calls += needs.update_calls(config, kept_rows(config))
   steps = max(budget // calls, 1)
   return changed | {
       "steps": steps, "eval.every": max(steps // 8, 1),

@@ -14,7 +14,7 @@ from spatialrl.rl.advantage import initial_stats
 from spatialrl.rl.ema import EARLY
 from spatialrl.scenes import render
 from spatialrl.scenes.graph import PREDICATES
-from spatialrl.train import fit_slots
+from spatialrl.train import needs
 from spatialrl.train.draw import make_rollout, network_calls, window_start
 from spatialrl.train.measures import Clock
 from spatialrl.train.prepare import make_prepare
@@ -38,11 +38,11 @@ class Loop:
       judges: dict from name to judge.
       read: reader of `data.prompts` for this policy; None for tokens of the
         embedded world.
-      trusted: as `worlds.World` has it; needed where `fit_slots.trusting` names
+      trusted: as `worlds.World` has it; needed where `needs.trusting` names
         a slot.
     """
     self._config, self._policy = config, policy
-    self._trusted = trusted if fit_slots.trusting(config) else None
+    self._trusted = trusted if needs.trusting(config) else None
     self._read = read or Tokens(config.prompts.max_tokens)
     self._judges, self._mesh = judges, mesh
     self._slots = bind_all(config)
@@ -62,7 +62,7 @@ class Loop:
         self._slots,
         config.train,
         guidance=config.rollout.guidance,
-        judge=fit_slots.differentiable(config, judges),
+        judge=needs.differentiable(config, judges),
     )
 
     def placed_update(base, state, batch):

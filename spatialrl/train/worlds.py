@@ -11,7 +11,7 @@ from spatialrl.models.build import load_policy
 from spatialrl.parallel import partition
 from spatialrl.rewards.judges import check_prompts, make_judges
 from spatialrl.rl.advantage import MEMORY
-from spatialrl.train import backbone, finish, finish_images, fit_slots
+from spatialrl.train import backbone, finish, finish_images, needs
 from spatialrl.train.configs import world_of
 
 
@@ -123,7 +123,7 @@ def name_of(config):
       *(
           (field, value, "renders of a prompt are known in the embedded world"
            " alone; choose another")
-          for field, value in fit_slots.trusting(config)
+          for field, value in needs.trusting(config)
       ),
   ):
     if wrong:

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from spatialrl.data import scenes
 from spatialrl.io.metrics import without_timings
 from spatialrl.records import Conditioning, Signals
-from spatialrl.train import draw, fit_slots, online
+from spatialrl.train import draw, needs, online
 from spatialrl.train import loop as loops
 from spatialrl.train.configs import load_config
 from spatialrl.train.prepare import kept_rows
@@ -143,7 +143,7 @@ def test_the_reward_inside_the_gradient_is_the_one_that_was_learned():
     "objective": {"name": "reward_step"},
     "aggregate": {"weights": {"brightness": 2.0}},
   })
-  reward = fit_slots.differentiable(config, {"brightness": Brightness()})
+  reward = needs.differentiable(config, {"brightness": Brightness()})
   images = jnp.ones((8, 16, 16, 3))
   learned = {"brightness": {"weights": {"gain": jnp.float32(3)}}}
   np.testing.assert_allclose(reward(images, None, None, {}), 2.0)
@@ -252,7 +252,7 @@ def test_a_method_is_a_config_that_compiles_once_and_moves(name, mesh):
     lambda a, b: float(np.abs(a - b).max()), state.params, Linear().init()
   )
   assert max(jax.tree.leaves(moved)) > 0
-  assert rows[0]["update_calls"] == fit_slots.update_calls(
+  assert rows[0]["update_calls"] == needs.update_calls(
     config, kept_rows(config)
   )
   assert rows[0]["rollout_calls"] == 8 * config.rollout.steps
