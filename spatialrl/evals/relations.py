@@ -111,7 +111,7 @@ def relative_diversity(spread, reference):
 
   Returns:
     Sum over prompts in both of pairs x distance, divided by the same sum with
-    the reference's distance; NaN when no prompt is in both.
+    the reference's distance; None when no prompt is in both.
   """
   shared = spread.keys() & reference.keys()
   ours = sum(spread[p][0] * spread[p][1] for p in shared)

@@ -8,13 +8,14 @@ import jax
 from absl import logging
 from ml_collections import config_dict
 
-from spatialrl.data import scenes, tokenizers
+from spatialrl.data import scenes
 from spatialrl.data.prompts import Tokens
 from spatialrl.io import steps
 from spatialrl.io.checkpoint import load_params
-from spatialrl.models.build import load_policy, new_policy
+from spatialrl.models.build import load_policy
 from spatialrl.models.policy import Policy
 from spatialrl.parallel.mesh import one_device
+from spatialrl.train.pretrain import starting
 from spatialrl.train.sampling import Sampler
 
 JOBS = ("pretrain", "online")
@@ -59,7 +60,7 @@ def open_run(workdir, *, field="ema"):
     for step in _whole_steps(workdir)
   }
   if config.job == "pretrain":
-    policy, frozen = new_policy(config.policy, len(tokenizers.load()))
+    policy, _, frozen = starting(config)
     weights = {t: (params | frozen, None) for t, params in saved.items()}
   else:
     policy, base = load_policy(config.init, config.get("lora"))

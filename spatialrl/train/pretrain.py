@@ -15,6 +15,18 @@ from spatialrl.train import sampling
 from spatialrl.train.supervised import fit
 
 
+def starting(config):
+  """What a run begins with: (Policy, weights to train, weights that stay)."""
+  if config.init:
+    policy, params = load_policy(config.init, remat=config.policy.remat)
+    frozen = {n: params[n] for n in ("autoencoder",) if n in params}
+  else:
+    policy, frozen = new_policy(config.policy, len(tokenizers.load()))
+    params = policy.init(jax.random.key(config.seed))
+  params = {name: params[name] for name in params if name not in frozen}
+  return policy, params, frozen
+
+
 def run(config, workdir, mesh):
   """Trains text encoder and MMDiT and exports their average.
 
@@ -26,13 +38,7 @@ def run(config, workdir, mesh):
         f"loss_floor is {config.loss_floor}; allowed is above 0, up to 1."
     )
   tokenizer = tokenizers.load()
-  if config.init:
-    policy, params = load_policy(config.init, remat=config.policy.remat)
-    frozen = {n: params[n] for n in ("autoencoder",) if n in params}
-  else:
-    policy, frozen = new_policy(config.policy, len(tokenizer))
-    params = policy.init(jax.random.key(config.seed))
-  params = {name: params[name] for name in params if name not in frozen}
+  policy, params, frozen = starting(config)
   frozen = partition.place(mesh, policy.family, frozen)
   data = config.data
 

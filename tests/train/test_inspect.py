@@ -97,6 +97,18 @@ def test_a_pretraining_run_draws_with_the_weights_of_each_step(
   assert prompts[:2] == inspect.held_out_prompts(run.config, 2, seed=1)
 
 
+def test_a_pretraining_run_has_the_shapes_that_it_went_on_from(
+  tmp_path, policy
+):
+  made, params, _ = policy
+  init = tmp_path / "policy.safetensors"
+  assets.save(init, params, {"policy": made.to_json()}, dtype=np.float32)
+  config = _TINY.to_dict() | {"init": str(init)}
+  config["policy"] = config["policy"] | {"width": 2 * made.mmdit.width}
+  workdir = _workdir(tmp_path / "run", config, {2: {"ema": params}})
+  assert inspect.open_run(workdir).policy.mmdit.width == made.mmdit.width
+
+
 def test_what_is_no_such_run_is_named(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   absent = rf"{tmp_path}/nowhere/config\.json does not exist"

@@ -238,7 +238,7 @@ def test_padding_rows_carry_no_gradient(base, batch, moved, update):
   assert optax.tree.norm(jax.tree.map(jnp.subtract, first, everyone)) > 1e-4
 
 
-def test_padding_alone_moves_nothing(base, batch, moved, update):
+def test_padding_alone_has_no_gradient(base, batch, moved, update):
   nothing = dataclasses.replace(batch, keep=np.zeros(ROWS, bool))
   grads, metrics = run(update, base, moved, nothing)
   for leaf in jax.tree.leaves(grads):
