@@ -45,6 +45,8 @@ def test_questions_are_answered_by_the_boxes(rng):
   asked = questions.pairs(rng, LABELS, BOXES)
   there = asked["there"]
   assert not asked["holds"][~there.all(1)].any() and 0.7 < there.mean() < 0.95
+  absent = asked["things"][~there]  # half of them share a colour
+  assert 0.3 < np.isin(absent[:, 0], checker.indices(LABELS)[..., 0]).mean()
   whole = np.flatnonzero(there.all(1))
   assert 20 < len(whole) < 64
   first = checker.indices(LABELS)[0, 0]
@@ -93,6 +95,30 @@ def test_answers_are_of_the_predicates_that_were_asked(made, rng):
   assert there.shape == (2, 2) and boxes.shape == (2, 2, 4)
 
 
+def test_nothing_holds_more_surely_than_both_things_are_there(made, rng):
+  config, params = made
+  plain = params | {"calibration": np.float32([1, 0])}
+  images = rng.uniform(-1, 1, (4, 16, 16, 3)).astype(np.float32)
+  things = rng.integers(0, 4, (4, 2, 2))
+  holds, found, _ = models.apply(config, plain, images, things)
+  both = jax.nn.sigmoid(found).prod(-1, keepdims=True)
+  assert (jax.nn.sigmoid(holds) < both).all()
+
+
+def test_what_is_taken_for_there_has_its_box(made, rng):
+  check = checker.Checker(*made)
+  images = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+  there, boxes = check.sight(images, [PROMPT] * 8)
+  found = check.boxes(images, [PROMPT] * 8)
+  labels = ["red circle", "blue square"]
+  for sure, where, seen in zip(there, boxes, found, strict=True):
+    assert list(seen) == [
+        label for label, p in zip(labels, sure, strict=True) if p > 0.5
+    ]
+    for label, box in seen.items():
+      np.testing.assert_array_equal(box, where[labels.index(label)])
+
+
 def test_a_stored_checker_comes_back(made, tmp_path):
   config, params = made
   path = tmp_path / "checker.safetensors"
@@ -105,5 +131,5 @@ def test_a_stored_checker_comes_back(made, tmp_path):
 
 
 def test_a_picture_that_cannot_be_halved_is_refused():
-  with pytest.raises(ValueError, match="the image size 12 cannot be halved 3"):
-    models.CheckerConfig(size=12)
+  with pytest.raises(ValueError, match="size is 10 and channels"):
+    models.CheckerConfig(size=10)
