@@ -67,7 +67,7 @@ class Study:
     self.actors = {"rules": Rules()} | {
         name: Learned(
             *load_actor(root, name), self.checkers["learned"],
-            temperature=config.temperature,
+            temperature=config.temperature[name],
         )
         for name in ("actor", "actor_grpo")
     }
