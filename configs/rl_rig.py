@@ -114,7 +114,7 @@ def get_config(arg=""):
       "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.editor_grpo = {
-      "steps": 64,
+      "steps": 128,
       "contexts": 8,
       "group": 8,  # edits of each image and instruction
       "rollout": {"steps": 4, "window": 2, "window_range": (0, 3)},
@@ -166,7 +166,7 @@ def _generator():
       "advantage",
   )
   g = {name: q[name] for name in kept}
-  g["steps"] = 107  # as many calls of a network as in the two phases
+  g["steps"] = 150  # as many calls of a network as in the two phases
   g["prompts"] = {"count": 1024, "per_step": 8}
   g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
   g["select"] = {"name": "topk_bottomk", "k": 2}
