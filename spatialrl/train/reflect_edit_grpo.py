@@ -37,9 +37,10 @@ def editor_grpo(config, folder, mesh):
   """Phase B: edits that gain relations and keep the rest, the Actor frozen.
 
   The Actor is that before phase A, so neither phase builds on the other's
-  mistakes and they may run at the same time. A group is G paths for one image and instruction from one start. Signals are
-  the Checker's mean probability and minus the error outside of the region,
-  before it is pasted over; the advantage acts inside the region.
+  mistakes and they may run at the same time. A group is G paths for one image
+  and instruction from one start. Signals are the Checker's mean probability
+  and minus the error outside of the region, before it is pasted over; the
+  advantage acts inside the region.
   """
   root = folder.parent
   check = load_checker(root)
