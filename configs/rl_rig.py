@@ -72,10 +72,11 @@ def get_config(arg=""):
   }
   c.checker = {
       "model": {
-          "size": 32, "tints": 16, "channels": (24, 48, 64), "width": 128,
+          "size": 32, "tints": 16, "masks": 4, "channels": (24, 48, 64),
+          "width": 128,
       },
-      "steps": 1200,
-      "batch": 128,  # pairs of things
+      "steps": 900,
+      "batch": 96,  # pairs of things
       "ema_decay": 0.98,
       "log_every": 50,
       "eval_every": 300,
@@ -88,24 +89,24 @@ def get_config(arg=""):
   }
   c.actor = {
       "model": {"size": 32, "patch": 8, "width": 96, "depth": 2, "heads": 6},
-      "steps": 600,
-      "batch": 128,
+      "steps": 1500,
+      "batch": 64,
       "ema_decay": 0.98,
-      "log_every": 50,
-      "eval_every": 200,
+      "log_every": 100,
+      "eval_every": 500,
       "checkpoint": {"every": 100, "keep_last": 1},
       "noise": 0.05,
       "optimizer": _optimizer(1e-3, 50),
       "eval": {"rows": 512},
   }
   c.actor_grpo = {
-      "steps": 96,
-      "contexts": 12,  # images an iteration
+      "steps": 48,
+      "contexts": 24,  # images an iteration
       "group": 8,  # instructions for each
       "updates": 2,  # optimizer steps an iteration, on all of it
       "edit": edit,
       "length": 0.02,
-      "entropy": 0.01,
+      "entropy": 0.03,
       "ema_decay": 0.8,
       "advantage": {"name": "group_z", "eps": 1e-2},
       "objective": {"name": "ppo_position", "clip_range": 0.2, "adv_clip": 5.0},
@@ -113,7 +114,7 @@ def get_config(arg=""):
       "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.editor_grpo = {
-      "steps": 96,
+      "steps": 128,
       "contexts": 8,
       "group": 8,  # edits of each image and instruction
       "rollout": {"steps": 4, "window": 2, "window_range": (0, 3)},
@@ -127,15 +128,15 @@ def get_config(arg=""):
       "advantage": {"name": "group_z", "eps": 1e-2},
       "credit": {"name": "judge_map", "judge": "preserved", "alpha": 1.0},
       "objective": {"name": "ppo", "clip_range": 1e-3, "adv_clip": 5.0},
-      "anchor": {"name": "none"},
+      "anchor": {"name": "velocity_mse"},  # to the editor before RL
       "refresh": {"name": "fixed"},
       "behaviour": {"name": "current"},
       "train": {
-          "updates": 2, "microbatch": 0, "anchor_weight": 0.0,
+          "updates": 2, "microbatch": 0, "anchor_weight": 1.0,
           "ema_decay": 0.8, "ema_every": 1,
       },
       "checkpoint": {"every": 10, "keep_last": 1},
-      "optimizer": _optimizer(3e-4, 5, schedule="constant"),
+      "optimizer": _optimizer(1e-4, 5, schedule="constant"),
   }
   c.generator_grpo = _generator()
   c.eval = {
@@ -143,7 +144,8 @@ def get_config(arg=""):
       "prompts": 512,
       "rounds": 3,
       "batch": 64,
-      "temperature": 1.0,  # of the Actor's draws
+      # Of an Actor's draws, each the best of 0, 0.5, 1 on training prompts.
+      "temperature": {"actor": 0.0, "actor_grpo": 1.0},
       "sampling": c.drawn.sampling.to_dict(),
       "edit": edit,
   }
@@ -164,7 +166,7 @@ def _generator():
       "advantage",
   )
   g = {name: q[name] for name in kept}
-  g["steps"] = 128  # as many calls of a network as in the two phases
+  g["steps"] = 150  # as many calls of a network as in the two phases
   g["prompts"] = {"count": 1024, "per_step": 8}
   g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
   g["select"] = {"name": "topk_bottomk", "k": 2}

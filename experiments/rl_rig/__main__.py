@@ -92,6 +92,8 @@ def detail_table(details):
 def plot(records, path):
   """Scene-graph IoU against network calls, a line a system."""
   figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+  axes.set_prop_cycle(color=plt.get_cmap("tab20").colors[::2]
+                      + plt.get_cmap("tab20").colors[1::2])
   grouped = by_system(records)
   for system in dict.fromkeys(name for name, _ in grouped):
     points = [

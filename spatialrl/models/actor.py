@@ -96,7 +96,8 @@ class Actor(nn.Module):
     patches = patches + table("positions", side * side)[None]
     colour, shape = jnp.moveaxis(context.things, -1, 0)
     things = spoken[colour + _COLOUR] + spoken[shape + _SHAPE]
-    things = things + nn.Dense(c.width, name="sight")(context.sight)
+    # As large as the embeddings, or places are learned late.
+    things = things + nn.Dense(c.width, name="sight")(10 * context.sight - 5)
     things = things + table("order", 2)[None]
     stated = table("predicates", len(graphs.OPPOSITE))[context.predicates]
     verdict = (2 * context.verdict - 1)[..., None]

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from spatialrl.reflect import checker as checkers
-from spatialrl.reflect import editing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Round:
 
 
 def run(
-    images, prompts, *, check, act, edit, rounds, key, batch, side,
-    detect=editing.found_boxes,
+    images, prompts, *, check, act, edit, rounds, key, batch, side, detect,
 ):
   """Improves drawn images.
 
@@ -55,7 +53,7 @@ def run(
     key: PRNG key.
     batch: rows of one call.
     side: latent positions a side.
-    detect: images -> list of what `act` and `edit` get as boxes.
+    detect: (images, prompts) -> list of what `act` and `edit` get as boxes.
 
   Returns:
     list of rounds + 1 Round.
@@ -80,7 +78,8 @@ def run(
           jax.random.fold_in(jax.random.fold_in(key, 2 * k + purpose), start)
           for purpose in (0, 1)
       )
-      asked, boxes = prompts[rows].tolist(), detect(images[rows])
+      asked = prompts[rows].tolist()
+      boxes = detect(images[rows], asked)
       said = act(images[rows], asked, probability[rows], boxes, act_key)
       edited, opened = edit(images[rows], said, boxes, edit_key, rows)
       checked = check(edited, asked)

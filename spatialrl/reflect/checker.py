@@ -12,7 +12,7 @@ import numpy as np
 
 from spatialrl.evals import relations
 from spatialrl.models import checker as models
-from spatialrl.reflect import scenes
+from spatialrl.reflect import editing, scenes
 from spatialrl.scenes import grammar
 from spatialrl.scenes import graph as graphs
 
@@ -103,6 +103,16 @@ class Checker:
     _, found, boxes = self._look(self.params, images, things)
     return np.asarray(jax.nn.sigmoid(found)), np.asarray(boxes)
 
+  def boxes(self, images, prompts):
+    """What it takes for there: list of B dicts from label to box f32[4]."""
+    there, boxes = self.sight(images, prompts)
+    found = []
+    for prompt, sure, where in zip(prompts, there, boxes, strict=True):
+      labels = [thing.label for thing in grammar.parse(prompt).things]
+      seen = zip(labels, sure, where, strict=True)
+      found.append({label: box for label, p, box in seen if p > HOLDS})
+    return found
+
   def _run(self, params, images, things):
     pixels = images.astype(jnp.float32) / 127.5 - 1
     return models.apply(self.config, params, pixels, things)
@@ -118,6 +128,11 @@ class Oracle:
       row[: len(verdict.relations)] = verdict.relations
     return out
 
+  def boxes(self, images, prompts):
+    """What the detector finds, `editing.found_boxes`."""
+    del prompts
+    return editing.found_boxes(images)
+
 
 def batches(rows, batch):
   """Yields (i64[batch] of `rows`, how many of them are not padding)."""
@@ -127,7 +142,7 @@ def batches(rows, batch):
 
 
 def in_batches(check, images, prompts, batch):
-  """What a Checker says of any number of images, f32[N, R], `batch` a call."""
+  """What a Checker says of any number of images, [N, ...], `batch` a call."""
   return np.concatenate([
       check(images[rows], [prompts[i] for i in rows])[:real]
       for rows, real in batches(np.arange(len(prompts)), batch)

@@ -27,8 +27,11 @@ def pairs(rng, labels, found):
   asked = [list(rng.permutation(pair)) for pair in labels]
   for pair in asked:
     if rng.uniform() < _OTHER:
+      i = rng.integers(2)
       others = sorted(_ALL - set(pair))
-      pair[rng.integers(2)] = others[rng.integers(len(others))]
+      if rng.uniform() < 0.5:  # in drawn pictures it is the shape that fails
+        others = [o for o in others if o.split()[0] == pair[i].split()[0]]
+      pair[i] = others[rng.integers(len(others))]
   there = np.array([
       [label in boxes for label in pair]
       for pair, boxes in zip(asked, found, strict=True)

@@ -11,6 +11,7 @@ from spatialrl.models import actor as actors
 from spatialrl.reflect import checker as checkers
 from spatialrl.reflect import rules
 from spatialrl.reflect.actors import Learned
+from spatialrl.reflect.checker import HOLDS
 from spatialrl.scenes import grammar, instructions
 from spatialrl.train.reflect_pool import load_checker, open_pool
 from spatialrl.train.supervised import fit
@@ -21,9 +22,8 @@ _ACTOR = 5  # keeps this random stream apart from others
 def actor(config, folder, mesh):
   """Warm start of the Actor: the words of `rules.act` on drawn images.
 
-  The rules hear the Checker and see with its eyes, a thing as often as it is
-  sure of it, so nothing of the oracle is in what they say. Writes
-  `actor.safetensors`.
+  The rules hear the Checker and see with its eyes, so nothing of the oracle is
+  in what they say. Writes `actor.safetensors`.
   """
   model = actors.ActorConfig(**config.model.to_dict())
   params = actors.init(model, jax.random.key(config.seed))
@@ -75,21 +75,16 @@ class _Lessons:
       parts.append(jax.tree.map(lambda x, real=real: x[:real], context))
     self._context = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     self._graphs = [grammar.parse(prompt) for prompt in pool.prompts]
+    self._boxes = pool.boxes
 
   def draw(self, seed, batch):
     """dict of context and words i32[batch, LENGTH]."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(self._graphs), size=batch)
     context = jax.tree.map(lambda x: x[rows], self._context)
-    told = []
-    for i, sight, verdict in zip(
-        rows, context.sight, context.verdict, strict=True
-    ):
-      graph, failed = self._graphs[i], np.flatnonzero(verdict <= checkers.HOLDS)
-      seen = {
-          thing.label: look[1:]
-          for thing, look in zip(graph.things, sight, strict=True)
-          if rng.uniform() < look[0]
-      }
-      told.append(rules.act(rng, graph, failed, seen))
+    told = [
+        rules.act(rng, self._graphs[i], np.flatnonzero(verdict <= HOLDS),
+                  self._boxes[i])
+        for i, verdict in zip(rows, context.verdict, strict=True)
+    ]
     return {"context": context, "words": instructions.encode(told)}

@@ -36,15 +36,17 @@ _WORDS, _EDIT, _WINDOW = 7, 8, 9  # purposes of the run's key
 def editor_grpo(config, folder, mesh):
   """Phase B: edits that gain relations and keep the rest, the Actor frozen.
 
-  A group is G paths for one image and instruction from one start. Signals are
-  the Checker's mean probability and minus the error outside of the region,
-  before it is pasted over; the advantage acts inside the region.
+  The Actor is that before phase A, so neither phase builds on the other's
+  mistakes and they may run at the same time. A group is G paths for one image
+  and instruction from one start. Signals are the Checker's mean probability
+  and minus the error outside of the region, before it is pasted over; the
+  advantage acts inside the region.
   """
   root = folder.parent
   check = load_checker(root)
   editor, base = editors.load(root / "editor/editor.safetensors")
   base = jax.device_put(base, meshes.replicated(mesh))
-  speaker = Learned(*load_actor(root, "actor_grpo"), check, temperature=1.0)
+  speaker = Learned(*load_actor(root, "actor"), check, temperature=1.0)
   slots = bind_all(config)
   times = editor.start * jnp.asarray(slots.schedule(config.rollout.steps))
   groups, size = config.contexts, config.group

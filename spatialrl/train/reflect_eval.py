@@ -25,11 +25,15 @@ _NAMES = ("sg_iou", "entity_iou", "relation_iou", "all_relations")
 
 @dataclasses.dataclass(frozen=True)
 class Chained:
-  """A system that edits: whose verdicts, instructions and edits it takes."""
+  """A system that edits: whose verdicts, instructions and edits it takes.
+
+  `sight` is whose boxes say where things are, to the rules and for regions.
+  """
 
   checker: str
   actor: str
   editor: str
+  sight: str = "learned"
 
 
 CHAINS = {
@@ -38,8 +42,9 @@ CHAINS = {
     "chain_editor": Chained("learned", "actor", "editor_grpo"),
     "chain": Chained("learned", "actor_grpo", "editor_grpo"),
     "chain_rules": Chained("learned", "rules", "editor"),
-    "chain_oracle": Chained("oracle", "actor_grpo", "editor_grpo"),
-    "chain_rules_oracle": Chained("oracle", "rules", "editor"),
+    "chain_rules_boxes": Chained("learned", "rules", "editor", "oracle"),
+    "chain_oracle": Chained("oracle", "actor_grpo", "editor_grpo", "oracle"),
+    "chain_rules_oracle": Chained("oracle", "rules", "editor", "oracle"),
 }
 
 
@@ -62,7 +67,7 @@ class Study:
     self.actors = {"rules": Rules()} | {
         name: Learned(
             *load_actor(root, name), self.checkers["learned"],
-            temperature=config.temperature,
+            temperature=config.temperature[name],
         )
         for name in ("actor", "actor_grpo")
     }
@@ -104,6 +109,7 @@ class Study:
         act=self.actors[parts.actor], edit=edit, rounds=self.config.rounds,
         key=jax.random.key(seed), batch=self.config.batch,
         side=self.inverse.editor.latent_shape[0],
+        detect=self.checkers[parts.sight].boxes,
     )
 
   def rebuilt(self, images):

@@ -1,8 +1,9 @@
 """Phase A of Reflection-GRPO: the Actor learns what gains relations.
 
 That two separate phases train Actor and editor is RL-RIG's (arXiv:2602.19974,
-abstract); rewards, groups, clip ranges and the order, Actor first, are ours.
-Both phases judge by the Checker alone; the oracle trains nothing.
+abstract); rewards, groups and clip ranges are ours, and so is that each phase
+starts from the parts as they were taught and does not see the other. Both judge
+by the Checker alone; the oracle trains neither.
 """
 
 import dataclasses

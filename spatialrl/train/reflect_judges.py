@@ -175,9 +175,7 @@ def platt(logit, truth):
 
 
 def calibrated(model, params, data, batch):
-  """The weights with `platt`'s scale and shift folded into the last layer."""
+  """The weights with `platt`'s scale and shift of their answers."""
   scale, shift = platt(*answers(model, params, data, batch))
-  last = params["holds"]
-  return params | {"holds": {
-      "kernel": scale * last["kernel"], "bias": scale * last["bias"] + shift,
-  }}
+  old = params["calibration"]
+  return params | {"calibration": scale * old + shift * jnp.array([0.0, 1.0])}

@@ -1,7 +1,6 @@
 """What the phases of the job `reflect` hand to each other."""
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -35,12 +34,15 @@ class Drawn:
                    for v in (self.prompts, self.boxes)))
 
 
-@functools.cache
-def load_drawn(root, name):
-  """`Drawn` of the workdir `root`; name is "train" or "held_out"."""
+def read_drawn(root, name):
+  """(images, prompts) of the workdir `root`; name "train" or "held_out"."""
   with np.load(root / "drawn/drawn.npz") as file:
-    images = file[f"{name}_images"]
-    prompts = file[f"{name}_prompts"].tolist()
+    return file[f"{name}_images"], file[f"{name}_prompts"].tolist()
+
+
+def load_drawn(root, name):
+  """The same as `Drawn`, which takes the detector a while."""
+  images, prompts = read_drawn(root, name)
   return Drawn(images, prompts, editing.found_boxes(images))
 
 
@@ -51,7 +53,7 @@ class Pool:
   Attributes:
     images: u8[N, S, S, 3].
     prompts: list of N str.
-    boxes: list of N dicts from label to box.
+    boxes: list of N dicts from label to box, what the Checker sees.
     probability: f32[N, R], the Checker's.
   """
 
@@ -72,10 +74,12 @@ class Pool:
 
 def open_pool(root, name, check, batch):
   """The Pool of the images of the phase `drawn`; `name` as of `load_drawn`."""
-  data = load_drawn(root, name)
-  said = checkers.in_batches(check, data.images, data.prompts, batch)
-  whole = Pool(data.images, data.prompts, data.boxes, said)
-  return whole.take(np.flatnonzero(~checkers.accepted(whole.probability)))
+  images, prompts = read_drawn(root, name)
+  said = checkers.in_batches(check, images, prompts, batch)
+  rows = np.flatnonzero(~checkers.accepted(said))
+  images, prompts = images[rows], [prompts[i] for i in rows]
+  boxes = checkers.in_batches(check.boxes, images, prompts, batch)
+  return Pool(images, prompts, list(boxes), said[rows])
 
 
 def load_checker(root):

@@ -46,7 +46,7 @@ def run(images, parts, rounds, batch=5):
   return chain.run(
       images, PROMPTS[: len(images)], check=check, act=parts.act,
       edit=parts.edit, rounds=rounds, key=jax.random.key(0), batch=batch,
-      side=1, detect=lambda images: [{}] * len(images),
+      side=1, detect=lambda images, prompts: [{}] * len(prompts),
   )
 
 

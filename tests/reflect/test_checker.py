@@ -57,6 +57,13 @@ def test_questions_are_answered_by_the_boxes(rng):
     ]
 
 
+def test_half_of_what_is_not_there_has_the_colour_of_a_thing(rng):
+  asked = questions.pairs(rng, LABELS * 4, BOXES * 4)
+  absent = asked["things"][~asked["there"]]
+  share = np.isin(absent[:, 0], checker.indices(LABELS)[..., 0]).mean()
+  assert 0.4 < share < 0.8
+
+
 def test_a_moved_picture_has_moved_boxes(rng):
   images, _, found = questions.rendered(rng, 24, 32)
   shifted = 0
@@ -80,8 +87,12 @@ def made():
   )
 
 
-def test_answers_are_of_the_predicates_that_were_asked(made, rng):
-  check = checker.Checker(*made)
+@pytest.fixture(scope="module")
+def check(made):
+  return checker.Checker(*made)
+
+
+def test_answers_are_of_the_predicates_that_were_asked(check, rng):
   images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
   single = "a red circle smaller than a blue square"
   logits = check.logits(images, [PROMPT, single])
@@ -91,6 +102,41 @@ def test_answers_are_of_the_predicates_that_were_asked(made, rng):
   assert again[1, 0] == pytest.approx(logits[0, 1], abs=1e-5)
   there, boxes = check.sight(images, [PROMPT, single])
   assert there.shape == (2, 2) and boxes.shape == (2, 2, 4)
+
+
+def doubting(params, by):
+  """The weights, less sure of each thing's being there by so much."""
+  bias = params["sight"]["bias"] - np.float32([by, 0, 0, 0, 0])
+  return params | {"sight": params["sight"] | {"bias": bias}}
+
+
+def test_nothing_holds_more_surely_than_both_things_are_there(
+    check, rng, monkeypatch
+):
+  plain = check.params | {"calibration": np.float32([1, 0])}
+  monkeypatch.setattr(check, "params", doubting(plain, 8))
+  images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  there, _ = check.sight(images, [PROMPT] * 2)
+  both = there.prod(-1, keepdims=True)
+  said = check(images, [PROMPT] * 2)[:, :2]
+  assert (both < 0.1).all() and (said < both).all()
+
+
+def test_what_is_taken_for_there_has_its_box(check, rng, monkeypatch):
+  images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  sure, _ = check.sight(images, [PROMPT] * 2)
+  middle = np.median(np.log(sure / (1 - sure)))
+  monkeypatch.setattr(check, "params", doubting(check.params, middle))
+  there, boxes = check.sight(images, [PROMPT] * 2)
+  found = check.boxes(images, [PROMPT] * 2)
+  labels = ["red circle", "blue square"]
+  for sure, where, seen in zip(there, boxes, found, strict=True):
+    assert list(seen) == [
+        label for label, p in zip(labels, sure, strict=True) if p > 0.5
+    ]
+    for label, box in seen.items():
+      np.testing.assert_array_equal(box, where[labels.index(label)])
+  assert sum(map(len, found)) == 2
 
 
 def test_a_stored_checker_comes_back(made, tmp_path):
@@ -105,5 +151,5 @@ def test_a_stored_checker_comes_back(made, tmp_path):
 
 
 def test_a_picture_that_cannot_be_halved_is_refused():
-  with pytest.raises(ValueError, match="the image size 12 cannot be halved 3"):
-    models.CheckerConfig(size=12)
+  with pytest.raises(ValueError, match="size is 10 and channels"):
+    models.CheckerConfig(size=10)

@@ -89,6 +89,7 @@ def test_phases_write_their_numbers_and_weights(done):
   assert [row["step"] for row in rows] == [1, 2]
   assert rows[0]["grad_norm"] > 0
   assert rows[0]["ratio_first_deviation"] < 1e-5
+  assert rows[1]["anchor"] > 0
   rows = read_metrics(done / "generator_grpo")
   assert [row["step"] for row in rows] == [1, 2]
   before, _ = assets.load(done / "editor/editor.safetensors")
