@@ -60,7 +60,7 @@ def main(argv):
     print(f"error: {error}", file=sys.stderr)
     _leave_others()
     return EXIT_FAILED
-  except Exception:
+  except Exception:  # whatever it was, the others must not wait; raised again
     if jax.distributed.is_initialized():
       traceback.print_exc()
     _leave_others()

@@ -75,7 +75,8 @@ def bind_all(config):
     setattr(bound, name, bind(table, config[name], name))
   # Asks the transition, which refuses settings out of its range.
   stds = _stds(bound, config.rollout)
-  if config.credit.name == "reweight" and stds:
+  asked = inspect.signature(CREDITS[config.credit.name]).parameters
+  if "mean_std" in asked and stds:
     mean = sum(stds) / len(stds)
     bound.credit = functools.partial(bound.credit, mean_std=mean)
   name, settings = config.objective.name, bound.objective.keywords
