@@ -72,14 +72,15 @@ def get_config(arg=""):
   }
   c.checker = {
       "model": {
-          "size": 32, "tints": 16, "masks": 4, "channels": (24, 48, 64),
-          "width": 128,
+          "size": 32, "tints": 16, "masks": 4, "channels": (48, 32, 32),
+          "crop": 16, "look": (32, 48, 64), "width": 128,
       },
-      "steps": 900,
+      "steps": 2400,
       "batch": 96,  # pairs of things
+      "rendered": 0.25,  # share of the images; the others are drawn
       "ema_decay": 0.98,
       "log_every": 50,
-      "eval_every": 300,
+      "eval_every": 800,
       "checkpoint": {"every": 100, "keep_last": 1},
       "aside": 0.1,  # of the prompts, for the calibration
       "noise": 0.02,
@@ -191,7 +192,10 @@ def _shrink(c):
       "max_tokens": 27, "text_depth": 1,
   }
   c.diffuser.loss_floor = c.editor.loss_floor = 0.3
-  c.checker.model = {"size": 16, "tints": 4, "channels": (4, 4), "width": 8}
+  c.checker.model = {
+      "size": 16, "tints": 4, "channels": (4, 4), "crop": 8, "look": (4, 4),
+      "width": 8,
+  }
   c.actor.model = {"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2}
   c.diffuser.eval.update({"prompts": 8, "batch": 8, "steps": 2})
   c.editor.eval.update({"edits": 8, "steps": 2})

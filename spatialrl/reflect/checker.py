@@ -84,7 +84,7 @@ class Checker:
       f32[B, R]; NaN beyond the relations of a prompt.
     """
     things, predicates = asked(prompts)
-    said = np.asarray(self._look(self.params, images, things)[0])
+    said = np.asarray(self._look(self.params, images, things).holds)
     out = np.take_along_axis(said, np.maximum(predicates, 0), axis=1)
     return np.where(predicates >= 0, out, np.nan)
 
@@ -100,8 +100,8 @@ class Checker:
       side).
     """
     things, _ = asked(prompts)
-    _, found, boxes = self._look(self.params, images, things)
-    return np.asarray(jax.nn.sigmoid(found)), np.asarray(boxes)
+    seen = self._look(self.params, images, things)
+    return np.asarray(jax.nn.sigmoid(seen.found)), np.asarray(seen.boxes)
 
   def boxes(self, images, prompts):
     """What it takes for there: list of B dicts from label to box f32[4]."""

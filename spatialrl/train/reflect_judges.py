@@ -74,10 +74,14 @@ def _edited(inverse, weights, images, prompts, key, batch):
 def checker(config, folder, mesh):
   """Trains the Checker on what the oracle finds in images of the parts.
 
-  Half of the images are those of the phase `drawn`, half rendered. The logit is
-  scaled and shifted on drawn images of prompts that are kept aside. Writes
+  A share `rendered` of the images are renders, the others those of the phase
+  `drawn`. The logit is scaled and shifted on drawn images of prompts that are kept aside. Writes
   `checker.safetensors`.
   """
+  if not 0 < config.rendered < 1:
+    raise ValueError(
+        f"checker.rendered is {config.rendered}; it must be between 0 and 1."
+    )
   model = models.CheckerConfig(**config.model.to_dict())
   data = load_drawn(folder.parent, "train")
   count = len(set(data.prompts))
@@ -86,12 +90,11 @@ def checker(config, folder, mesh):
 
   def make_batch(step):
     rng = np.random.default_rng([config.seed, step, _CHECKER])
-    half = config.batch // 2
-    images, labels, found = questions.rendered(
-        rng, config.batch - half, model.size
-    )
+    renders = round(config.rendered * config.batch)
+    images, labels, found = questions.rendered(rng, renders, model.size)
     images = list(images)
-    for i in rng.integers(len(learned.prompts), size=half):
+    drawn = config.batch - renders
+    for i in rng.integers(len(learned.prompts), size=drawn):
       image, boxes = questions.moved(rng, learned.images[i], learned.boxes[i])
       images.append(image)
       found.append(boxes)
@@ -102,16 +105,23 @@ def checker(config, folder, mesh):
   def loss(params, batch, key):
     images = batch["images"].astype(jnp.float32) / 127.5 - 1
     images += config.noise * jax.random.normal(key, images.shape)
-    holds, there, boxes = models.apply(model, params, images, batch["things"])
-    answer, sight = (
-        optax.sigmoid_binary_cross_entropy(logit, truth.astype(jnp.float32))
-        for logit, truth in (
-            (holds, batch["holds"]), (there, batch["there"])
-        )
-    )
-    off = jnp.abs(boxes - batch["boxes"]).mean(-1) * batch["there"]
-    value = answer.mean() + sight.mean() + config.box * off.mean()
-    return value, {"answer": answer.mean(), "off": off.mean()}
+    seen = models.apply(model, params, images, batch["things"])
+    here = batch["there"].astype(jnp.float32)
+
+    def wrong(logit, truth):
+      return optax.sigmoid_binary_cross_entropy(logit, truth).mean()
+
+    def off(boxes):
+      return (jnp.abs(boxes - batch["boxes"]).mean(-1) * here).mean()
+
+    answer = wrong(seen.holds, batch["holds"].astype(jnp.float32))
+    sight = wrong(seen.found, here) + wrong(seen.glance_found, here)
+    place = off(seen.boxes) + off(seen.glance_boxes)
+    value = answer + sight + config.box * place
+    return value, {
+        "answer": answer, "found": wrong(seen.found, here),
+        "off": off(seen.boxes),
+    }
 
   held_out = load_drawn(folder.parent, "held_out")
 

@@ -79,7 +79,9 @@ def test_a_moved_picture_has_moved_boxes(rng):
 
 @pytest.fixture(scope="module")
 def made():
-  config = models.CheckerConfig(size=16, tints=4, channels=(4, 4), width=8)
+  config = models.CheckerConfig(
+      size=16, tints=4, channels=(4, 4), crop=8, look=(4, 4), width=8
+  )
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(lambda k: models.init(config, k), jax.random.key(0))
   return config, jax.tree.map(
@@ -106,8 +108,9 @@ def test_answers_are_of_the_predicates_that_were_asked(check, rng):
 
 def doubting(params, by):
   """The weights, less sure of each thing's being there by so much."""
-  bias = params["sight"]["bias"] - np.float32([by, 0, 0, 0, 0])
-  return params | {"sight": params["sight"] | {"bias": bias}}
+  sight = params["look"]["sight"]
+  sight = sight | {"bias": sight["bias"] - np.float32([by, 0, 0, 0, 0])}
+  return params | {"look": params["look"] | {"sight": sight}}
 
 
 def test_nothing_holds_more_surely_than_both_things_are_there(
