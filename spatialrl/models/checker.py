@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from spatialrl.io import assets
 from spatialrl.scenes import graph as graphs
 
-
 _PATCH = 4  # pixels a side of a cell of the glance
 _LEAST = 0.1  # a look takes in at least this share of the side, to each side
 

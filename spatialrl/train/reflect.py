@@ -37,7 +37,7 @@ def check(config):
   for name in config.phases:
     if name not in PHASES:
       raise ValueError(f"phases has {name!r}; allowed are {list(PHASES)}.")
-  a, b, start = config.actor_grpo, config.editor_grpo, config.editor.start
+  a, b = config.actor_grpo, config.editor_grpo
   for field, value, least in (
       ("eval.rounds", config.eval.rounds, 0),
       ("actor_grpo.group", a.group, 2),
@@ -46,10 +46,12 @@ def check(config):
   ):
     if value < least:
       raise ValueError(f"{field} is {value}; it must be at least {least}.")
-  if not 0 < start < 1:
-    raise ValueError(
-        f"editor.start is {start}; it must be between 0 and 1."
-    )
+  for field, value in (
+      ("editor.start", config.editor.start),
+      ("checker.rendered", config.checker.rendered),
+  ):
+    if not 0 < value < 1:
+      raise ValueError(f"{field} is {value}; it must be between 0 and 1.")
   bind(ADVANTAGES, a.advantage, "advantage")
   bind(PPO, a.objective, "objective")
   bind_all(b)

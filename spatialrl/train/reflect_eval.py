@@ -27,13 +27,15 @@ _NAMES = ("sg_iou", "entity_iou", "relation_iou", "all_relations")
 class Chained:
   """A system that edits: whose verdicts, instructions and edits it takes.
 
-  `sight` is whose boxes say where things are, to the rules and for regions.
+  `sight` is whose boxes say where things are, to the rules and for regions;
+  `drawn` is who makes the first image, as the one-shot systems are called.
   """
 
   checker: str
   actor: str
   editor: str
   sight: str = "learned"
+  drawn: str = "one_shot"
 
 
 CHAINS = {
@@ -41,6 +43,9 @@ CHAINS = {
     "chain_actor": Chained("learned", "actor_grpo", "editor"),
     "chain_editor": Chained("learned", "actor", "editor_grpo"),
     "chain": Chained("learned", "actor_grpo", "editor_grpo"),
+    "chain_flow_grpo": Chained(
+        "learned", "actor_grpo", "editor_grpo", drawn="flow_grpo"
+    ),
     "chain_rules": Chained("learned", "rules", "editor"),
     "chain_rules_boxes": Chained("learned", "rules", "editor", "oracle"),
     "chain_oracle": Chained("oracle", "actor_grpo", "editor_grpo", "oracle"),
@@ -159,8 +164,12 @@ def one_seed(study, seed):
   config, places = study.config, []
   prompts = scenes.prompts(_SEED + seed, config.prompts, held_out=True)
   steps, more = config.sampling.steps, config.edit.steps
-  drawn = study.draw(study.base, prompts, _SEED + seed, steps)
-  first = edits.per_image(prompts, drawn)
+  makers = {"one_shot": study.base, "flow_grpo": study.tuned}
+  drawn = {
+      name: study.draw(weights, prompts, _SEED + seed, steps)
+      for name, weights in makers.items()
+  }
+  first = {name: edits.per_image(prompts, made) for name, made in drawn.items()}
   details = []
 
   def note(system, k, values, calls, damage=None):
@@ -170,18 +179,20 @@ def one_seed(study, seed):
         "network_calls": float(calls), "damage": damage,
     })
 
-  for system, trainable in (
-      ("one_shot", study.base), ("flow_grpo", study.tuned)
-  ):
-    for k in sorted({0, config.rounds}):
-      calls = steps + k * more
-      images = study.draw(trainable, prompts, _SEED + seed, calls)
-      note(system, k, edits.per_image(prompts, images), calls)
-  for k, values, calls in _best_of(study, prompts, drawn, first, seed):
-    note("best_of", k, values, calls)
-  for system in CHAINS:
-    done = study.chain(system, drawn, prompts, _SEED + seed)
-    found, numbers = _measured(study, prompts, done, first)
+  for name, weights in makers.items():
+    note(name, 0, first[name], steps)
+    if config.rounds:
+      calls = steps + config.rounds * more
+      images = study.draw(weights, prompts, _SEED + seed, calls)
+      note(name, config.rounds, edits.per_image(prompts, images), calls)
+  for name, weights in makers.items():
+    best = _best_of(study, weights, prompts, drawn[name], first[name], seed)
+    for k, values, calls in best:
+      note(f"best_of_{name}", k, values, calls)
+  for system, parts in CHAINS.items():
+    begun = first[parts.drawn]
+    done = study.chain(system, drawn[parts.drawn], prompts, _SEED + seed)
+    found, numbers = _measured(study, prompts, done, begun)
     for k, (values, damage) in enumerate(found):
       note(system, k, values, steps + more * done[k].edits.mean(), damage)
     details.append({"system": system, "seed": seed, **numbers})
@@ -190,8 +201,10 @@ def one_seed(study, seed):
   return places, details, (prompts, shown)
 
 
-def _best_of(study, prompts, drawn, first, seed):
+def _best_of(study, weights, prompts, drawn, first, seed):
   """Best of k + 1 draws by the Checker, which stops at one it accepts.
+
+  Draws are those of the Diffuser with `weights`, the first ones `drawn`.
 
   Yields:
     (k, dict of f64[N], mean network calls).
@@ -206,7 +219,7 @@ def _best_of(study, prompts, drawn, first, seed):
       rows = np.flatnonzero(~over)
       if len(rows):
         asked = [prompts[i] for i in rows]
-        images = study.draw(study.base, asked, _SEED + seed + 1000 * k, steps)
+        images = study.draw(weights, asked, _SEED + seed + 1000 * k, steps)
         said = checkers.in_batches(check, images, asked, config.batch)
         better = checkers.score(said) > scores[rows]
         new = edits.per_image(asked, images)

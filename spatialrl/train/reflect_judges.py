@@ -75,13 +75,9 @@ def checker(config, folder, mesh):
   """Trains the Checker on what the oracle finds in images of the parts.
 
   A share `rendered` of the images are renders, the others those of the phase
-  `drawn`. The logit is scaled and shifted on drawn images of prompts that are kept aside. Writes
-  `checker.safetensors`.
+  `drawn`. The logit is scaled and shifted on drawn images of prompts that are
+  kept aside. Writes `checker.safetensors`.
   """
-  if not 0 < config.rendered < 1:
-    raise ValueError(
-        f"checker.rendered is {config.rendered}; it must be between 0 and 1."
-    )
   model = models.CheckerConfig(**config.model.to_dict())
   data = load_drawn(folder.parent, "train")
   count = len(set(data.prompts))

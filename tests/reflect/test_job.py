@@ -109,7 +109,10 @@ def test_a_record_a_system_seed_and_round(done):
   }
   assert all(record.keys() == fields for record in records)
   found = {(r["system"], r["round"]) for r in records}
-  systems = (*CHAINS, "one_shot", "flow_grpo", "best_of")
+  systems = (
+      *CHAINS, "one_shot", "flow_grpo", "best_of_one_shot",
+      "best_of_flow_grpo",
+  )
   assert found == {(s, k) for s in systems for k in (0, 1)}
   assert len(records) == len(found)
   calls = {r["network_calls"] for r in records if r["round"] == 0}
@@ -124,6 +127,7 @@ def test_a_record_a_system_seed_and_round(done):
     ("actor_grpo.group", 1, "actor_grpo.group is 1; it must be at least 2"),
     ("editor_grpo.rollout.window", 4, "rollout.window is 4"),
     ("editor_grpo.credit.name", "map", "credit.name is 'map'"),
+    ("checker.rendered", 1.0, "checker.rendered is 1.0; it must be between 0"),
     ("editor.start", 1.5, "editor.start is 1.5; it must be between 0 and 1"),
 ])
 def test_what_cannot_work_is_refused_before_it_starts(
