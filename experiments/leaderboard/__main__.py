@@ -47,8 +47,9 @@ def _write(budget, folder):
   records = runs.records(folder, budget)
   path = _HERE / "results.json"
   kept = json.loads(path.read_text()) if path.exists() else []
-  kept = [record for record in kept if record["budget"] != budget]
-  write_json(path, kept + records)
+  every = runs.merged(kept, runs.records(folder, budget))
+  write_json(path, every)
+  records = [record for record in every if record["budget"] == budget]
   text = table.markdown(records)
   (_HERE / f"results_{budget}.md").write_text(text, encoding="utf-8")
   table.plot(records, _HERE / f"results_{budget}.png")

@@ -107,3 +107,12 @@ def records(folder, budget):
         ],
     })
   return found
+
+
+def merged(kept, found):
+  """Records of earlier runs and new ones, which replace those they repeat."""
+  def name(record):
+    return record["budget"], record["method"], record["seed"]
+
+  every = {name(record): record for record in [*kept, *found]}
+  return [every[key] for key in sorted(every)]

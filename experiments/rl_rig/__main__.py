@@ -4,7 +4,9 @@
 
 Trains what configs/rl_rig.py says, measures every system, and writes in this
 folder `results.json`, one record a system, seed and round, `results.md` and
-`results.png`. Phases that are done are not repeated.
+`results.png`. A seed is that of the Actor, of all RL, and of the prompts and
+the noise of the evaluation; Diffuser, editor and Checker are taught once, with
+the first seed. Phases that are done are not repeated.
 """
 
 import argparse
@@ -24,6 +26,22 @@ import numpy as np
 from spatialrl.io.workdir import write_json
 
 _HERE = pathlib.Path(__file__).parent
+_SHARED = ("diffuser", "editor", "drawn", "checker")  # taught by the first seed
+# What is compared with what: (system, round), by the goals of the study.
+_COMPARED = (
+    (("chain", 3), ("chain", 0)),
+    (("chain", 3), ("flow_grpo", 3)),
+    (("chain", 2), ("best_of_one_shot", 1)),
+    (("chain", 3), ("best_of_one_shot", 2)),
+    (("chain_flow_grpo", 3), ("flow_grpo", 3)),
+    (("chain_flow_grpo", 2), ("best_of_flow_grpo", 1)),
+    (("chain_flow_grpo", 3), ("best_of_flow_grpo", 2)),
+    (("chain_actor", 3), ("chain_untrained", 3)),
+    (("chain_editor", 3), ("chain_untrained", 3)),
+    (("chain", 3), ("chain_untrained", 3)),
+    (("chain", 3), ("chain_rules", 3)),
+    (("chain", 3), ("one_shot", 3)),
+)
 _SHOWN = (
     "sg_iou", "entity_iou", "relation_iou", "all_relations", "network_calls",
     "damage",
@@ -32,28 +50,44 @@ _SHOWN = (
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--runs", required=True, help="the run's workdir")
+  parser.add_argument("--runs", required=True, help="folder of the workdirs")
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument("overrides", nargs="*", help="config.field=value")
   args = parser.parse_args()
+  records, details = [], []
+  for seed in args.seeds:
+    folder = one_seed(pathlib.Path(args.runs), seed, args)
+    records += json.loads((folder / "results.json").read_text())
+    details += json.loads((folder / "details.json").read_text())
+  write_json(_HERE / "results.json", records)
+  text = "\n".join(
+      (table(records), differences(records), detail_table(details))
+  )
+  (_HERE / "results.md").write_text(text, encoding="utf-8")
+  plot(records, _HERE / "results.png")
+  first = pathlib.Path(args.runs, f"seed{args.seeds[0]}")
+  chains = first / "eval" / "report" / "chains.png"
+  if chains.exists():
+    shutil.copy(chains, _HERE / "chains.png")
+  print(text)
+
+
+def one_seed(runs, seed, args):
+  """Trains and measures with one seed; the folder of its evaluation."""
+  workdir, first = runs / f"seed{seed}", runs / f"seed{args.seeds[0]}"
+  for name in _SHARED if workdir != first else ():
+    if not (workdir / name).exists():
+      shutil.copytree(first / name, workdir / name)
   subprocess.run(
       [
           sys.executable, "-m", "spatialrl.main",
-          "--config", "configs/rl_rig.py", "--workdir", args.runs,
+          "--config", "configs/rl_rig.py", "--workdir", str(workdir),
+          f"--config.seed={seed}", f"--config.eval.seeds=({seed},)",
           *(f"--{override}" for override in args.overrides),
       ],
       check=True,
   )
-  folder = pathlib.Path(args.runs, "eval")
-  records = json.loads((folder / "results.json").read_text())
-  details = json.loads((folder / "details.json").read_text())
-  write_json(_HERE / "results.json", records)
-  text = table(records) + "\n" + detail_table(details)
-  (_HERE / "results.md").write_text(text, encoding="utf-8")
-  plot(records, _HERE / "results.png")
-  chains = folder / "report" / "chains.png"
-  if chains.exists():
-    shutil.copy(chains, _HERE / "chains.png")
-  print(text)
+  return workdir / "eval"
 
 
 def by_system(records):
@@ -73,6 +107,27 @@ def table(records):
   for (system, k), rows in by_system(records).items():
     cells = [_spread([r[name] for r in rows]) for name in _SHOWN]
     lines.append(f"| {system} | {k} | " + " | ".join(cells) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def differences(records):
+  """A row a comparison: SG-IoU and all_relations, paired by seed."""
+  names = ("sg_iou", "all_relations", "network_calls")
+  lines = [
+      "| system, round | against | " + " | ".join(names) + " | sg_iou, % |",
+      "|---" * (3 + len(names)) + "|",
+  ]
+  grouped = by_system(records)
+  for one, other in _COMPARED:
+    if one not in grouped or other not in grouped:
+      continue
+    pairs = list(zip(grouped[one], grouped[other], strict=True))
+    cells = [_spread([a[n] - b[n] for a, b in pairs]) for n in names]
+    cells.append(_spread([
+        100 * (a["sg_iou"] / b["sg_iou"] - 1) for a, b in pairs
+    ]))
+    left, right = (f"{system}, {k}" for system, k in (one, other))
+    lines.append(f"| {left} | {right} | " + " | ".join(cells) + " |")
   return "\n".join(lines) + "\n"
 
 
