@@ -107,7 +107,8 @@ def get_config(arg=""):
       "updates": 2,  # optimizer steps an iteration, on all of it
       "edit": edit,
       "length": 0.02,
-      "entropy": 0.03,
+      "sharpen": 2.0,  # the inverse temperature at which it starts
+      "entropy": 0.01,
       "ema_decay": 0.8,
       "advantage": {"name": "group_z", "eps": 1e-2},
       "objective": {"name": "ppo_position", "clip_range": 0.2, "adv_clip": 5.0},
@@ -118,7 +119,10 @@ def get_config(arg=""):
       "steps": 128,
       "contexts": 8,
       "group": 8,  # edits of each image and instruction
-      "rollout": {"steps": 4, "window": 2, "window_range": (0, 3)},
+      "rollout": {
+          "steps": 4, "window": 2, "window_range": (0, 3),
+          "shared_noise": False,
+      },
       "schedule": {"name": "shifted", "shift": 2.0},
       "transition": {"name": "cps", "noise_level": 0.4},
       "log_prob": "gaussian",

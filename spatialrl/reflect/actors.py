@@ -1,7 +1,8 @@
 """Actors of the chain: who writes the instruction, with one way to call them.
 
 An actor is called as (images u8[B, S, S, 3], prompts, probability f32[B, R],
-boxes, key) and gives B Instructions, None where what it wrote is none.
+boxes, tried, key) and gives B Instructions, None where what it wrote is none;
+`tried` is a list of B lists of Instructions that it shall not repeat.
 """
 
 import jax
@@ -11,6 +12,7 @@ from spatialrl.models import actor as actors
 from spatialrl.reflect import checker, rules
 from spatialrl.scenes import grammar, instructions
 
+_ATTEMPTS = 8  # of the rules to say something new
 # One program for all Actors of the same sizes.
 _sample = jax.jit(
     actors.sample, static_argnums=0, static_argnames="temperature"
@@ -20,17 +22,21 @@ _sample = jax.jit(
 class Rules:
   """The template of `rules.act` on what the detector finds."""
 
-  def __call__(self, images, prompts, probability, boxes, key):
+  def __call__(self, images, prompts, probability, boxes, tried, key):
     del images
     seed = np.asarray(jax.random.bits(key, (2,)))
     rng = np.random.default_rng(seed)
     told = []
-    for prompt, row, found in zip(prompts, probability, boxes, strict=True):
+    for prompt, row, found, done in zip(
+        prompts, probability, boxes, tried, strict=True
+    ):
       failed = np.flatnonzero(row <= checker.HOLDS)
-      told.append(
-          rules.act(rng, grammar.parse(prompt), failed, found)
-          if len(failed) else None
-      )
+      said = None
+      for _ in range(_ATTEMPTS if len(failed) else 0):
+        said = rules.act(rng, grammar.parse(prompt), failed, found)
+        if said not in done:
+          break
+      told.append(said)
     return told
 
 
@@ -49,10 +55,10 @@ class Learned:
     self.config, self.params = config, params
     self._check, self._temperature = check, temperature
 
-  def __call__(self, images, prompts, probability, boxes, key):
+  def __call__(self, images, prompts, probability, boxes, tried, key):
     del boxes
     words = self.draw(
-        self.params, self.context(images, prompts, probability), key
+        self.params, self.context(images, prompts, probability, tried), key
     )
     return read(words, prompts)
 
@@ -62,8 +68,9 @@ class Learned:
         self.config, params, context, key, temperature=self._temperature
     )
 
-  def context(self, images, prompts, probability):
+  def context(self, images, prompts, probability, tried=None):
     """What the network knows, a `models.actor.Context` of numpy arrays."""
+    tried = tried or [[]] * len(prompts)
     things, predicates = checker.asked(prompts)
     there, boxes = self._check.sight(images, prompts)
     return actors.Context(
@@ -73,10 +80,17 @@ class Learned:
         predicates=predicates,
         verdict=np.where(predicates < 0, 1, probability).astype(np.float32),
         choices=np.stack([
-            instructions.encode(instructions.choices(grammar.parse(prompt)))
-            for prompt in prompts
+            _choices(prompt, done)
+            for prompt, done in zip(prompts, tried, strict=True)
         ]),
     )
+
+
+def _choices(prompt, tried):
+  """Token ids i32[N, T] of what may be written; the last fills the rows."""
+  every = instructions.choices(grammar.parse(prompt))
+  left = [choice for choice in every if choice not in tried] or every
+  return instructions.encode(left + left[-1:] * (len(every) - len(left)))
 
 
 def read(words, prompts):

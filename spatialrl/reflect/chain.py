@@ -2,7 +2,8 @@
 
 The loop is RL-RIG's (arXiv:2602.19974, abstract). That each round starts from
 the best image seen, which is also what is returned, by the Checker and the
-earlier one among equals, is ours: an edit may break what was right.
+earlier one among equals, is ours: an edit may break what was right. So is that
+an instruction which did not better an image is not given to it again.
 """
 
 import dataclasses
@@ -47,7 +48,9 @@ def run(
     images: u8[B, S, S, 3], drawn by the Diffuser.
     prompts: list of B str.
     check: (images, prompts) -> f32[B, R], a Checker.
-    act: (images, prompts, probability, boxes, key) -> list of B Instruction.
+    act: (images, prompts, probability, boxes, tried, key) -> list of B
+      Instruction; `tried` is a list of B lists of Instruction, those that did
+      not better the image.
     edit: (images, told, boxes, key, rows) -> (images, region).
     rounds: int >= 0; 0 checks and returns what was drawn.
     key: PRNG key.
@@ -68,6 +71,7 @@ def run(
   scores, edits = [checkers.score(probability)], np.zeros(count, int)
   done = [Round(images, probability, [None] * count, None,
                 np.zeros(count, int), edits)]
+  tried = [[] for _ in range(count)]
   for k in range(1, rounds + 1):
     images = returned([r.image for r in done], done[-1].best)
     probability = returned([r.probability for r in done], done[-1].best)
@@ -80,7 +84,10 @@ def run(
       )
       asked = prompts[rows].tolist()
       boxes = detect(images[rows], asked)
-      said = act(images[rows], asked, probability[rows], boxes, act_key)
+      said = act(
+          images[rows], asked, probability[rows], boxes,
+          [tried[i] for i in rows], act_key,
+      )
       edited, opened = edit(images[rows], said, boxes, edit_key, rows)
       checked = check(edited, asked)
       kept = rows[:real]
@@ -91,6 +98,10 @@ def run(
     scores.append(checkers.score(probability))
     edits = edits + np.array([t is not None for t in told])
     best = np.argmax(np.stack(scores), axis=0)
+    tried = [
+        [] if best[i] == k else tried[i] + [t] * (t is not None)
+        for i, t in enumerate(told)
+    ]
     done.append(Round(images, probability, told, region, best, edits))
   return done
 

@@ -61,7 +61,7 @@ class Judge:
       out[i, k] = value
     return out
 
-  def act(self, images, prompts, probability, boxes, key):
+  def act(self, images, prompts, probability, boxes, tried, key):
     """One instruction an image; called like the actors of `actors`.
 
     Raises:
@@ -69,7 +69,7 @@ class Judge:
     """
     del boxes, key
     questions = []
-    for prompt, row in zip(prompts, probability, strict=True):
+    for prompt, row, done in zip(prompts, probability, tried, strict=True):
       failed = [
           clause
           for clause, value in zip(
@@ -80,7 +80,8 @@ class Judge:
       questions.append(
           f"The image should show: {prompt}\n"
           f"Not true of it: {self._separator.join(failed)}\n"
-          "Write one instruction to an image editor that repairs this."
+          + "".join(f"Tried in vain: {said}\n" for said in done)
+          + "Write one instruction to an image editor that repairs this."
       )
     told = []
     for text in self._ask(self._client.write, images, questions):

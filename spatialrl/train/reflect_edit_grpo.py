@@ -36,9 +36,9 @@ _WORDS, _EDIT, _WINDOW = 7, 8, 9  # purposes of the run's key
 def editor_grpo(config, folder, mesh):
   """Phase B: edits that gain relations and keep the rest, the Actor frozen.
 
-  The Actor is that before phase A, so neither phase builds on the other's
-  mistakes and they may run at the same time. A group is G paths for one image
-  and instruction from one start. Signals are the Checker's mean probability
+  The Actor is that of phase A, drawn as the chain draws it, so the editor
+  practises what it will be told. A group is G paths for one image and
+  instruction. Signals are the Checker's mean probability
   and minus the error outside of the region, before it is pasted over; the
   advantage acts inside the region.
   """
@@ -46,7 +46,7 @@ def editor_grpo(config, folder, mesh):
   check = load_checker(root)
   editor, base = editors.load(root / "editor/editor.safetensors")
   base = jax.device_put(base, meshes.replicated(mesh))
-  speaker = Learned(*load_actor(root, "actor"), check, temperature=1.0)
+  speaker = Learned(*load_actor(root, "actor_grpo"), check, temperature=1.0)
   slots = bind_all(config)
   times = editor.start * jnp.asarray(slots.schedule(config.rollout.steps))
   groups, size = config.contexts, config.group
@@ -70,6 +70,7 @@ def editor_grpo(config, folder, mesh):
         editor, base, params, cond, times, key, group,
         transition=slots.transition, log_prob=slots.log_prob,
         window_start=start, window=config.rollout.window,
+        shared_noise=config.rollout.shared_noise,
     )
     made = editing.to_uint8(editor.decode(base, path.final))
     return path, cond, made, editing.pasted(made, images, region)
@@ -96,8 +97,10 @@ def editor_grpo(config, folder, mesh):
       key = jax.random.fold_in(state.key, step)
       part = contexts(pool, config, step)
       first = np.repeat(np.arange(groups) * size, size)  # one for a group
-      told = speaker(part.images, part.prompts, part.probability, None,
-                     jax.random.fold_in(key, _WORDS))
+      told = speaker(
+          part.images, part.prompts, part.probability, None, None,
+          jax.random.fold_in(key, _WORDS),
+      )
       told = [told[i] for i in first]
       region = editing.regions(told, part.boxes, editor.latent_shape[0])
       ids = editing.token_ids(told)

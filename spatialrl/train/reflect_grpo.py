@@ -43,7 +43,9 @@ def actor_grpo(config, folder, mesh):
   A group is G instructions for one image, carried out with the same noise. The
   reward is the gain in the Checker's mean probability, or 0 for a loss, minus
   `length` for each share of the longest instruction; a term for the format is
-  not needed, as the Actor can write nothing but instructions.
+  not needed, as the Actor can write nothing but instructions. It starts with
+  its logits times `sharpen`: drawn as it was taught, two of five instructions
+  are none that the rules would give, and RL would first have to unlearn those.
   """
   del mesh
   root = folder.parent
@@ -53,6 +55,7 @@ def actor_grpo(config, folder, mesh):
   inverse = editing.Inverse(editor, steps=config.edit.steps,
                             shift=config.edit.shift)
   model, params = load_actor(root, "actor")
+  params = actors.sharpened(params, config.sharpen)
   speaker = Learned(model, params, check, temperature=1.0)
   groups, size = config.contexts, config.group
   group = np.repeat(np.arange(groups), size)

@@ -61,7 +61,7 @@ def _edited(inverse, weights, images, prompts, key, batch):
   """What the rules would make of each image, u8[N, S, S, 3]."""
   boxes = editing.found_boxes(images)
   said = checkers.Oracle()(images, prompts)
-  told = Rules()(images, prompts, said, boxes, key)
+  told = Rules()(images, prompts, said, boxes, [[]] * len(prompts), key)
   return np.concatenate([
       inverse(
           weights, None, images[rows], [told[i] for i in rows],

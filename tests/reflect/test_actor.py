@@ -10,6 +10,7 @@ from ml_collections import config_dict
 from spatialrl.models import actor as actors
 from spatialrl.reflect import actors as speakers
 from spatialrl.rl.advantage import ADVANTAGES
+from spatialrl.scenes import grammar, instructions
 from spatialrl.train.reflect_grpo import actor_update
 from spatialrl.train.slots import bind
 from spatialrl.train.state import init_state
@@ -91,6 +92,37 @@ def test_every_draw_is_an_instruction_about_the_prompt(world):
   for key in range(4):
     words = speaker.draw(params, context, jax.random.key(key))
     assert None not in speakers.read(words, PROMPTS)
+
+
+def test_what_was_tried_in_vain_is_not_said_again(world):
+  model, params, _, context = world
+  speaker = speakers.Learned(model, params, Seen(), temperature=0.0)
+  images = np.uint8(127.5 * (context.images + 1))
+  tried, said = [[] for _ in PROMPTS], context.verdict
+  every = instructions.choices(grammar.parse(PROMPTS[0]))
+  for _ in every:
+    for row, told in zip(
+        tried, speaker(images, PROMPTS, said, None, tried, jax.random.key(0)),
+        strict=True,
+    ):
+      assert told not in row
+      row.append(told)
+  assert set(tried[0]) == set(every)
+  again = speaker(images, PROMPTS, said, None, tried, jax.random.key(0))
+  assert again[0] in every  # all were tried: better one of them than none
+
+
+def test_sharper_logits_are_a_lower_temperature(world, score, said):
+  _, params, _, context = world
+  chosen, spread = score(params, context, said[0])
+  by_two, less = score(actors.sharpened(params, 2.0), context, said[0])
+  assert (less <= spread + 1e-6).all() and less.mean() < spread.mean()
+  # Log-odds double: compare the first words of two instructions.
+  other, _ = score(params, context, said[1])
+  doubled, _ = score(actors.sharpened(params, 2.0), context, said[1])
+  np.testing.assert_allclose(
+      by_two - doubled, 2 * (chosen - other), atol=1e-4
+  )
 
 
 def test_the_choices_share_all_the_probability(world, score):

@@ -29,9 +29,10 @@ class Parts:
   """An actor and an editor that adds a step to the first pixel."""
 
   def __init__(self, steps):
-    self.steps, self.calls = list(steps), []
+    self.steps, self.calls, self.tried = list(steps), [], []
 
-  def act(self, images, prompts, probability, boxes, key):
+  def act(self, images, prompts, probability, boxes, tried, key):
+    self.tried.append(tried)
     return [TOLD] * len(prompts)
 
   def edit(self, images, told, boxes, key, rows):
@@ -67,6 +68,8 @@ def test_the_best_image_is_returned_and_what_rounds_start_from():
   assert [r.best.tolist() for r in done] == [[0], [1], [1], [3], [3]]
   final = chain.returned([r.image for r in done], done[-1].best)
   assert final[0, 0, 0, 0] == 45
+  # What did not better the image is remembered, until one does.
+  assert [rows[0] for rows in parts.tried] == [[], [], [TOLD], []]
 
 
 def test_an_edit_that_gains_nothing_does_not_replace_the_image():

@@ -13,6 +13,7 @@ from spatialrl.scenes import instructions
 
 IMAGES = np.zeros((2, 4, 4, 3), np.uint8)
 PROMPTS = ["a dog left of a cat; a cat near a cup", "a hat above a car"]
+TRIED = [["move the cat", "add a cup"], []]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,8 +68,12 @@ def test_one_question_a_relation():
 def test_the_actor_is_told_what_failed():
   with serving(texts=["move the dog", "nothing"]) as (server, judge):
     said = np.float32([[0.9, 0.2], [0.1, np.nan]])
-    told = judge.act(IMAGES, PROMPTS, said, None, None)
+    told = judge.act(IMAGES, PROMPTS, said, None, TRIED, None)
   assert told == ["move the dog", "nothing"]
+  assert "Tried in vain: move the cat\nTried in vain: add a cup\n" in (
+      server.asked[0]
+  )
+  assert "Tried" not in server.asked[1]
   assert "Not true of it: a cat near a cup\n" in server.asked[0]
   assert "Not true of it: a hat above a car\n" in server.asked[1]
 
@@ -89,14 +94,14 @@ def test_no_probability_is_one_clear_error(scores, said):
 def test_no_text_is_one_clear_error(texts):
   with serving(texts=texts) as (_, judge):
     with pytest.raises(ValueError, match="does not keep to the protocol"):
-      judge.act(IMAGES, PROMPTS, np.ones((2, 2)), None, None)
+      judge.act(IMAGES, PROMPTS, np.ones((2, 2)), None, [[], []], None)
 
 
 def test_an_instruction_of_no_grammar_is_refused():
   with serving(texts=["move the red circle to the upper left", "paint it"],
                read=instructions.parse) as (_, judge):
     with pytest.raises(ValueError, match="wrote no instruction: .*'paint it'"):
-      judge.act(IMAGES, PROMPTS, np.ones((2, 2)), None, None)
+      judge.act(IMAGES, PROMPTS, np.ones((2, 2)), None, [[], []], None)
 
 
 def test_nobody_there():

@@ -1,9 +1,11 @@
 """The Actor by rules repairs the relation it looks at."""
 
+import jax
 import numpy as np
 import pytest
 
 from spatialrl.reflect import rules
+from spatialrl.reflect.actors import Rules
 from spatialrl.scenes import grammar, instructions
 from spatialrl.scenes.holds import holds
 
@@ -42,6 +44,18 @@ def test_sizes_are_changed_and_missing_things_added():
   for t in told(f"a {A} left of a {B}", {B: box(0.8, 0.5)}):
     assert (t.verb, t.thing) == ("add", A)
     assert instructions.centre(t.place)[0] < 0.8
+
+
+def test_rules_say_something_new():
+  boxes = {A: box(0.2, 0.2), B: box(0.7, 0.7)}
+  prompt = f"a {A} larger than a {B}"
+  tried = [instructions.Instruction("enlarge", A)]
+  told = [
+      Rules()(None, [prompt], np.float32([[0.1]]), [boxes], [tried],
+              jax.random.key(key))[0]
+      for key in range(8)
+  ]
+  assert set(told) == {instructions.Instruction("shrink", B)}
 
 
 def test_only_the_failed_relation_is_looked_at():
