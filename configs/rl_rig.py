@@ -101,7 +101,7 @@ def get_config(arg=""):
       "eval": {"rows": 512},
   }
   c.actor_grpo = {
-      "steps": 48,
+      "steps": 64,
       "contexts": 24,  # images an iteration
       "group": 8,  # instructions for each
       "updates": 2,  # optimizer steps an iteration, on all of it
@@ -110,7 +110,9 @@ def get_config(arg=""):
       "sharpen": 2.0,  # the inverse temperature at which it starts
       "entropy": 0.01,
       "ema_decay": 0.8,
-      "advantage": {"name": "group_z", "eps": 1e-2},
+      # Divided by the spread of the batch: images for which no instruction
+      # helps would else count as much as those for which one does.
+      "advantage": {"name": "group_mean_batch_std", "eps": 1e-4},
       "objective": {"name": "ppo_position", "clip_range": 0.2, "adv_clip": 5.0},
       "checkpoint": {"every": 10, "keep_last": 1},
       "optimizer": _optimizer(3e-4, 5, schedule="constant"),
