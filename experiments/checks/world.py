@@ -62,7 +62,7 @@ class World:
     self.repeated = [p for p in self.prompts for _ in range(GROUP)]
     self._programs = {}
     self.group = jnp.repeat(jnp.arange(len(self.prompts)), GROUP)
-    # Longer ones than the policy knows are only asked for what is rare.
+    # Prompts of several clauses are longer than the config allows for.
     longest = max(prompt.count(",") for prompt in self.prompts) + 1
     self.ids, self.mask = tokenizers.encode(
         tokenizers.load(), self.repeated, tokenizers.caption_tokens(longest)
