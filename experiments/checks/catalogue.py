@@ -25,7 +25,7 @@ METHODS = {
     "dance_grpo": ("dance_marginals", "reinforce"),
     "diffusion_dpo": ("dpo_pairs",),
     "diffusion_nft": ("nft_closed_form",),
-    "ema_grpo": ("task_spreads",),
+    "ema_grpo": ("task_spreads", "group_weights"),
     "flow_cps": ("cps_noise_level",),
     "flow_grpo": ("reinforce",),
     "flow_grpo_fast": ("moving_windows",),

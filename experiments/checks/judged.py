@@ -211,29 +211,32 @@ def refreshed_judges(world):
   """IterComp: does a judge still rank what the policy has learned to draw?
 
   The newest policy is played by 20 steps of the reward's gradient on the
-  latents of its images; pair accuracy of renders over such images, before and
-  after one round on other prompts. The gallery of the round: images of the base
-  and of the newest policy, each beside a render. A round of the config takes 20
-  optimizer steps; heads that are trained to the end take more, here 500.
+  latents of its images, older ones by 15, 10, 5 and none; pair accuracy of
+  renders over images of the newest one, before and after a round on other
+  prompts. The gallery of the round: images of all five policies, each beside a
+  render, beside it one of the oldest and the newest alone. A round of the
+  config takes 20 optimizer steps; heads that are trained to the end take more,
+  here 500.
   """
   config = load_config("configs/methods/iter_comp.py")
   config.refresh.experts = {"relations": "trusted"}
   entry = judge("relations", "iter_comp")
   _, path = world.rollout(_CPS)
-  older, newest = _climbed(world, entry, path.final)
-  half = len(newest) // 2
+  policies = _climbed(world, entry, path.final)
+  half = len(world.repeated) // 2
   renders = [
-      to_signed(
+      jnp.asarray(to_signed(
           scenes.renders(SEED, k, world.repeated, size=world.policy.size)[0]
-      )
-      for k in range(2)
+      ))
+      for k in range(len(policies))
   ]
-  gallery = jnp.concatenate([older[:half], newest[:half]])
-  beside = jnp.concatenate([jnp.asarray(x[:half]) for x in renders])
-  told = world.repeated[:half] * 2
-  group = jnp.tile(world.group[:half], 2)
   rows = []
-  for steps in (500, 20, 0):
+  for name, steps, gallery in (
+      ("500 steps", 500, policies),
+      ("500 steps, two policies", 500, policies[:: len(policies) - 1]),
+      ("20 steps", 20, policies),
+      ("control: not refreshed", 0, ()),
+  ):
     weights = entry.weights
     if steps:
       config.refresh.steps = steps
@@ -241,39 +244,50 @@ def refreshed_judges(world):
           config, bind(REFRESHES, config.refresh, "refresh"),
           {"relations": entry},
       )
-      learned, _ = teach(teach.init(), told, group, gallery, beside, {})
+      count = len(gallery)
+      learned, _ = teach(
+          teach.init(), world.repeated[:half] * count,
+          jnp.tile(world.group[:half], count),
+          jnp.concatenate([x[:half] for x in gallery]),
+          jnp.concatenate([x[:half] for x in renders[:count]]), {},
+      )
       weights = learned["relations"]["weights"]
     scores = [
         np.asarray(entry(x[half:], world.repeated[half:], weights).scalar)
-        for x in (renders[0], newest, older)
+        for x in (renders[0], policies[-1], policies[0])
     ]
     rows.append({
-        "judge": f"{steps} steps" if steps else "control: not refreshed",
+        "judge": name,
         "pair_accuracy": float((scores[0] > scores[1]).mean()),
         "over_base_images": float((scores[0] > scores[2]).mean()),
     })
-  after, _, before = (row["pair_accuracy"] for row in rows)
+  after, *_, before = (row["pair_accuracy"] for row in rows)
   return Found(rows, "at least 0.85", after >= 0.85, before < 0.85)
 
 
 def _climbed(world, entry, latents):
-  """Images f32[N, S, S, 3] of latents, before and after 20 steps uphill."""
+  """Images f32[N, S, S, 3] of latents, and after 5, 10, 15, 20 steps uphill."""
   text = entry.encode(world.repeated)
+  decode = jax.jit(world.policy.decode)
 
   @jax.jit
   def climb(params, latents):
-    decode = functools.partial(world.policy.decode, params)
-    slope = jax.grad(lambda z: entry.score(decode(z), *text).sum())
+    slope = jax.grad(
+        lambda z: entry.score(world.policy.decode(params, z), *text).sum()
+    )
 
     def step(z, _):
       g = slope(z)
       size = jnp.sqrt(jnp.mean(g**2, (1, 2, 3), keepdims=True))
       return z + 0.1 * g / (size + 1e-9), None
 
-    last = jax.lax.scan(step, latents, None, length=20)[0]
-    return decode(latents), decode(last)
+    return jax.lax.scan(step, latents, None, length=5)[0]
 
-  return climb(world.params, latents)
+  images = [decode(world.params, latents)]
+  for _ in range(4):
+    latents = climb(world.params, latents)
+    images.append(decode(world.params, latents))
+  return images
 
 
 def late_prediction(world):

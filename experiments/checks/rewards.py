@@ -7,14 +7,18 @@ import numpy as np
 
 from experiments.checks.world import (
     GROUP,
+    SEED,
     Found,
+    World,
     by_group,
     few,
     judge,
     to_float,
 )
+from spatialrl.data import scenes
 from spatialrl.flow import transition as transitions
 from spatialrl.records import Signals
+from spatialrl.reflect import scenes as pair_scenes
 from spatialrl.rewards import aggregate
 from spatialrl.rl import advantage, select
 from spatialrl.scenes import grammar, layout, render
@@ -161,35 +165,81 @@ def _centred(values):
   return (grouped - grouped.mean(1, keepdims=True)).ravel()
 
 
-def task_spreads(world):
-  """EMA-GRPO: do a binary and a dense reward pull equally hard?
+@functools.cache
+def _two_tasks(world):
+  """f32[P, G] each: verdicts on hard prompts, learned scores on plain ones."""
+  half = len(world.prompts) // 2
+  hard = World(told=[
+      *pair_scenes.prompts(SEED + 1, half, relations=(2,), held_out=True),
+      *scenes.prompts(SEED + 1, half, relations=(2,), held_out=True),
+  ])
+  judged = hard.judged(hard.rollout(_CPS, shared=False)[0])
+  score = world.score(world.rollout(_CPS, shared=False)[0])
+  return by_group(np.float32([v.all_relations for *_, v in judged])), by_group(
+      score
+  )
 
-  Half of the prompts have the oracle's verdict as reward, half the learned
-  score; ratio of the root mean squares of their advantages. The control is the
-  group z-score; the spread of the batch stands beside it.
-  """
-  score, right = _scored(few(32))
-  binary = np.arange(len(score)) % 2 == 0
-  reward = np.where(binary[:, None], right, score).astype(np.float32)
-  size = score.shape[1]
-  group = jnp.repeat(jnp.arange(len(score)), size)
-  label = jnp.repeat(jnp.asarray(binary, jnp.int32), size)
+
+def _by_task(world):
+  """(name, RMS advantage f32[2, P] of the groups of both tasks) of each."""
+  reward = np.concatenate(_two_tasks(world))
+  group = jnp.repeat(jnp.arange(len(reward)), GROUP)
+  label = (group < len(world.prompts)).astype(jnp.int32)
   stats = advantage.initial_stats("ema_task_std", prompts=1, tasks=2)
-  rows = []
   for name in ("ema_task_std", "group_z", "group_mean_batch_std"):
     value = _advantage(
         name, jnp.asarray(reward.ravel()), group, None, label, stats
     )
-    square = np.square(np.asarray(value)).reshape(score.shape).mean(1)
-    ratio = np.sqrt(square[binary].mean() / square[~binary].mean())
+    yield name, np.sqrt(np.square(by_group(value)).mean(1)).reshape(2, -1)
+
+
+def task_spreads(world):
+  """EMA-GRPO: do a binary and a dense reward pull equally hard?
+
+  One task has the oracle's verdict as reward, on prompts of two relations,
+  half of them between two things and half among three, which the policy rarely
+  gets right; the other the learned score, on prompts of one relation. Ratio of
+  the root mean squares of their advantages. The control is the group z-score;
+  the spread of the batch stands beside it, whose ratio is also that of no
+  spread at all.
+  """
+  right = _two_tasks(world)[0]
+  rows = []
+  for name, size in _by_task(world):
+    binary, dense = np.sqrt(np.square(size).mean(1))
     rows.append({
         "advantage": f"control: {name}" if name == "group_z" else name,
-        "binary_over_dense": float(ratio),
+        "binary_over_dense": float(binary / dense),
+        "images_right": float(right.mean()),
+        "groups_with_both": float((np.ptp(right, 1) > 0).mean()),
     })
   inside = [0.5 <= row["binary_over_dense"] <= 2 for row in rows]
   return Found(
       rows, "within 0.5 and 2", holds=inside[0], control_fails=not inside[1]
   )
+
+
+def group_weights(world):
+  """EMA-GRPO: do the groups of a task share one scale?
+
+  The rewards of `task_spreads`. What a unit of reward is worth as advantage in
+  each group with a spread, the largest over the smallest of a task: the
+  z-score (control) weighs groups with little spread most, which the paper calls
+  imbalance within a task (arXiv:2512.03043, sec. 3.3). One spread for a task
+  gives 1 but for groups that the guard catches.
+  """
+  spread = np.stack([rewards.std(1) for rewards in _two_tasks(world)])
+  rows = []
+  for name, size in _by_task(world):
+    if name == "group_mean_batch_std":
+      continue
+    row = {"advantage": f"control: {name}" if name == "group_z" else name}
+    for task, had, got in zip(("binary", "dense"), spread, size, strict=True):
+      worth = got[had > 0] / had[had > 0]
+      row[task] = float(worth.max() / worth.min())
+    rows.append(row)
+  even = [max(row["binary"], row["dense"]) <= 2 for row in rows]
+  return Found(rows, "at most 2 in both tasks", even[0], not even[1])
 
 
 def pareto_selection(world):
@@ -234,5 +284,6 @@ def _areas(points, kept):
 
 
 CHECKS = (
-    pref_grpo_ties, topk_balance, log_taming, task_spreads, pareto_selection,
+    pref_grpo_ties, topk_balance, log_taming, task_spreads, group_weights,
+    pareto_selection,
 )

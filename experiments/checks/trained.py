@@ -97,7 +97,7 @@ def _size(tree):
 def step_rewards(world):
   """R0: do the pull to the start and the rewards on the way keep quality?
 
-  20 iterations of 24 images; distance of the images to renders (squared MMD of
+  60 iterations of 24 images; distance of the images to renders (squared MMD of
   what the reward's backbone sees, Gaussian kernel as wide as the median) over
   that of the base's. Intact is at most 1.1. Controls, each without one part:
   no pull, and the reward of the last prediction alone, before which nothing is
@@ -113,7 +113,7 @@ def step_rewards(world):
           {"rollout.window": 1, "rollout.window_range": (6, 7)},
       ),
   ):
-    runs[name] = train("r0", 20, changed)[2]
+    runs[name] = train("r0", 60, changed)[2]
   renders, _ = scenes.renders(SEED, 0, world.repeated, size=world.policy.size)
   fresh, _ = _seen(world, renders)
   rows = []

@@ -48,18 +48,24 @@ class Found:
 class World:
   """The packaged policy, some prompts, and rollouts of them."""
 
-  def __init__(self, prompts=PROMPTS, method="pref_grpo"):
+  def __init__(self, prompts=PROMPTS, method="pref_grpo", told=None):
     """So many prompts; the method's config says what of the policy is trained.
+
+    `told` are other prompts, in their place.
     """
     self.config = load_config(f"configs/methods/{method}.py")
     self.policy, params = load_policy(self.config.init, self.config.lora)
     self.params = jax.tree.map(jnp.asarray, params)
-    self.prompts = scenes.prompts(SEED, prompts, relations=(1,), held_out=True)
+    self.prompts = told or scenes.prompts(
+        SEED, prompts, relations=(1,), held_out=True
+    )
     self.repeated = [p for p in self.prompts for _ in range(GROUP)]
     self._programs = {}
-    self.group = jnp.repeat(jnp.arange(prompts), GROUP)
+    self.group = jnp.repeat(jnp.arange(len(self.prompts)), GROUP)
+    # Prompts of several clauses are longer than the config allows for.
+    longest = max(prompt.count(",") for prompt in self.prompts) + 1
     self.ids, self.mask = tokenizers.encode(
-        tokenizers.load(), self.repeated, self.config.prompts.max_tokens
+        tokenizers.load(), self.repeated, tokenizers.caption_tokens(longest)
     )
 
   @functools.cached_property
