@@ -118,8 +118,8 @@ def get_config(arg=""):
       "optimizer": _optimizer(3e-4, 5, schedule="constant"),
   }
   c.editor_grpo = {
-      "steps": 128,
-      "contexts": 8,
+      "steps": 48,
+      "contexts": 16,
       "group": 8,  # edits of each image and instruction
       "rollout": {
           "steps": 4, "window": 2, "window_range": (0, 3),
@@ -132,14 +132,14 @@ def get_config(arg=""):
           "name": "weighted_sum", "weights": {"checker": 1.0, "preserved": 1.0},
       },
       "select": {"name": "all"},
-      "advantage": {"name": "group_z", "eps": 1e-2},
+      "advantage": {"name": "group_mean_batch_std", "eps": 1e-4},
       "credit": {"name": "judge_map", "judge": "preserved", "alpha": 1.0},
       "objective": {"name": "ppo", "clip_range": 1e-3, "adv_clip": 5.0},
       "anchor": {"name": "velocity_mse"},  # to the editor before RL
       "refresh": {"name": "fixed"},
       "behaviour": {"name": "current"},
       "train": {
-          "updates": 2, "microbatch": 0, "anchor_weight": 1.0,
+          "updates": 2, "microbatch": 0, "anchor_weight": 0.1,
           "ema_decay": 0.8, "ema_every": 1,
       },
       "checkpoint": {"every": 10, "keep_last": 1},
@@ -173,7 +173,7 @@ def _generator():
       "advantage",
   )
   g = {name: q[name] for name in kept}
-  g["steps"] = 150  # as many calls of a network as in the two phases
+  g["steps"] = 171  # as many calls of a network as in the two phases
   g["prompts"] = {"count": 1024, "per_step": 8}
   g["rollout"] |= {"group": 8, "window": 2, "chunk": 0}
   g["select"] = {"name": "topk_bottomk", "k": 2}
