@@ -44,8 +44,8 @@ def actor_grpo(config, folder, mesh):
   reward is the gain in the Checker's mean probability, or 0 for a loss, minus
   `length` for each share of the longest instruction; a term for the format is
   not needed, as the Actor can write nothing but instructions. It starts with
-  its logits times `sharpen`: drawn as it was taught, two of five instructions
-  are none that the rules would give, and RL would first have to unlearn those.
+  its logits times `sharpen`: as taught, its draws are worse than its likeliest
+  instruction (experiments/rl_rig), and RL would first have to catch up.
   """
   del mesh
   root = folder.parent
