@@ -156,3 +156,48 @@ def test_a_stored_checker_comes_back(made, tmp_path):
 def test_a_picture_that_cannot_be_halved_is_refused():
   with pytest.raises(ValueError, match="size is 10 and channels"):
     models.CheckerConfig(size=10)
+
+
+def test_a_look_that_does_not_halve_is_refused():
+  with pytest.raises(ValueError, match="crop is 10 and look"):
+    models.CheckerConfig(crop=10)
+
+
+def test_a_crop_is_what_a_bilinear_resize_makes_of_the_square(rng):
+  x = rng.normal(size=(2, 8, 8, 3)).astype(np.float32)
+  whole = np.full((2, 2), 0.5, np.float32), np.full(2, 0.5, np.float32)
+  np.testing.assert_allclose(models.crop(x, *whole, 8), x, atol=1e-6)
+  # The square of columns 2 to 5 and rows 1 to 4, pixel by pixel.
+  part = models.crop(
+      x, np.float32([[0.5, 0.375]] * 2), np.full(2, 0.25, np.float32), 4
+  )
+  np.testing.assert_allclose(part, x[:, 1:5, 2:6], atol=1e-6)
+  # Twice as large: the pixels in between are means of their neighbours.
+  finer = models.crop(
+      x, np.float32([[0.5, 0.375]] * 2), np.full(2, 0.25, np.float32), 8
+  )
+  between = 0.75 * x[:, 2, 3] + 0.25 * x[:, 2, 4]
+  expected = 0.75 * between + 0.25 * (0.75 * x[:, 3, 3] + 0.25 * x[:, 3, 4])
+  np.testing.assert_allclose(finer[:, 3, 3], expected, atol=1e-5)
+
+
+def test_beyond_the_picture_there_is_nothing():
+  x = np.ones((1, 8, 8, 1), np.float32)
+  part = models.crop(x, np.float32([[0.0, 0.5]]), np.float32([0.25]), 4)
+  np.testing.assert_allclose(part[0, :, :, 0], [[0, 0, 1, 1]] * 4, atol=1e-6)
+
+
+def test_boxes_are_where_the_look_was(check, rng):
+  """A look cannot see further than its square, and its answer moves with it."""
+  images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+  things, _ = checker.asked([PROMPT] * 2)
+  params = check.params | {"look": check.params["look"] | {
+      "sight": jax.tree.map(np.zeros_like, check.params["look"]["sight"])
+  }}
+  pixels = images.astype(np.float32) / 127.5 - 1
+  seen = models.apply(check.config, params, pixels, things)
+  glance, boxes = np.asarray(seen.glance_boxes), np.asarray(seen.boxes)
+  np.testing.assert_allclose(  # with nothing to add, the middles agree
+      boxes[..., :2] + boxes[..., 2:], glance[..., :2] + glance[..., 2:],
+      atol=1e-5,
+  )
