@@ -6,7 +6,8 @@ A network call is one evaluation of the velocity network for one image, with its
 gradient or without; rollouts and updates are counted, as the run itself reports
 them. A method gets as many iterations as its budget pays for. Runs whose
 `summary.json` exists are not repeated. Writes, in this folder, `results.json`
-(one record a run) and, by budget, the table and the plot.
+(one record a run; those of runs elsewhere stay until a run of the same budget,
+method and seed replaces them) and, by budget, the table and the plot.
 """
 
 import argparse
@@ -44,7 +45,6 @@ def main():
 
 
 def _write(budget, folder):
-  records = runs.records(folder, budget)
   path = _HERE / "results.json"
   kept = json.loads(path.read_text()) if path.exists() else []
   every = runs.merged(kept, runs.records(folder, budget))

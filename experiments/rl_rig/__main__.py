@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from spatialrl.io.workdir import write_json
+from spatialrl.train.reflect import PHASES
 
 _HERE = pathlib.Path(__file__).parent
 _SHARED = ("diffuser", "editor", "drawn", "checker")  # taught by the first seed
@@ -38,6 +39,7 @@ _COMPARED = (
     (("chain_flow_grpo", 3), ("best_of_flow_grpo", 2)),
     (("chain_actor", 3), ("chain_untrained", 3)),
     (("chain_editor", 3), ("chain_untrained", 3)),
+    (("chain", 3), ("chain_actor", 3)),
     (("chain", 3), ("chain_untrained", 3)),
     (("chain", 3), ("chain_rules", 3)),
     (("chain", 3), ("one_shot", 3)),
@@ -76,8 +78,17 @@ def one_seed(runs, seed, args):
   """Trains and measures with one seed; the folder of its evaluation."""
   workdir, first = runs / f"seed{seed}", runs / f"seed{args.seeds[0]}"
   for name in _SHARED if workdir != first else ():
-    if not (workdir / name).exists():
-      shutil.copytree(first / name, workdir / name)
+    made = workdir / name / PHASES[name][1]
+    if not made.exists():
+      if made.parent.exists():
+        raise SystemExit(
+            f"error: {made.parent} was begun with a seed of its own; remove it,"
+            f" and the part of {first} is taken."
+        )
+      half = workdir / f"{name}.part"
+      shutil.rmtree(half, ignore_errors=True)
+      shutil.copytree(first / name, half)
+      half.rename(made.parent)
   subprocess.run(
       [
           sys.executable, "-m", "spatialrl.main",
@@ -95,6 +106,8 @@ def by_system(records):
   grouped = collections.defaultdict(list)
   for record in records:
     grouped[record["system"], record["round"]].append(record)
+  for rows in grouped.values():
+    rows.sort(key=lambda record: record["seed"])
   return grouped
 
 
@@ -111,7 +124,7 @@ def table(records):
 
 
 def differences(records):
-  """A row a comparison: SG-IoU and all_relations, paired by seed."""
+  """A row a comparison: differences paired by seed, SG-IoU's in % as well."""
   names = ("sg_iou", "all_relations", "network_calls")
   lines = [
       "| system, round | against | " + " | ".join(names) + " | sg_iou, % |",
@@ -170,7 +183,7 @@ def _spread(values):
   values = np.array([v for v in values if v is not None], float)
   if not len(values):
     return ""
-  digits = 1 if values.mean() > 5 else 3
+  digits = 1 if abs(values.mean()) > 5 else 3
   mean = f"{values.mean():.{digits}f}"
   if len(values) == 1:
     return mean

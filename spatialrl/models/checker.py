@@ -4,10 +4,11 @@ Each thing is looked for in the picture as its colour filters the pixels, so
 what is learned of one colour serves all. A glance at the whole picture says
 roughly where it is: every cell of a grid says how much it looks like the thing
 and where its box would be. A look at that place, cut out and scaled to one
-size, says whether it is there and where exactly; what holds is read from the
-two looks. Detectors in two stages do the same (Faster R-CNN, arXiv:1506.01497,
-with the bilinear crop of Mask R-CNN, arXiv:1703.06870). RL-RIG's Checker is a
-vision-language model; this one is ours.
+size, with the pixels as they are beside the filtered ones, says whether it is
+there and where exactly; what holds is read from the two looks. Detectors in two
+stages do the same (Faster R-CNN, arXiv:1506.01497, with the bilinear crop of
+Mask R-CNN, arXiv:1703.06870). RL-RIG's Checker is a vision-language model; this
+one is ours.
 """
 
 import dataclasses
@@ -50,15 +51,17 @@ class CheckerConfig:
   def __post_init__(self):
     object.__setattr__(self, "channels", tuple(self.channels))
     object.__setattr__(self, "look", tuple(self.look))
-    if self.size % _PATCH or not self.channels:
+    if self.size < 1 or self.size % _PATCH or not self.channels:
       raise ValueError(
-          f"size is {self.size} and channels {self.channels}; the picture must"
-          f" be cut into patches of {_PATCH} pixels."
+          f"size is {self.size} and channels {self.channels}; size must be a"
+          f" multiple of {_PATCH}, and at least one layer is needed."
       )
-    if not self.look or self.crop % 2 ** (len(self.look) - 1):
+    halved = 2 ** max(len(self.look) - 1, 0)
+    if self.crop < 1 or self.crop % halved or not self.look:
       raise ValueError(
-          f"crop is {self.crop} and look {self.look}; all convolutions but the"
-          " first must halve the crop."
+          f"crop is {self.crop} and look {self.look}; crop must be a multiple"
+          f" of {halved}, since all layers but the first halve it, and at least"
+          " one is needed."
       )
 
   def to_json(self):
@@ -233,6 +236,11 @@ def load(name):
   params, metadata = assets.load(name)
   if "checker" not in metadata:
     raise ValueError(f"weights {str(name)!r} are not those of a Checker.")
+  if "look" not in json.loads(metadata["checker"]):
+    raise ValueError(
+        f"weights {str(name)!r} are of a Checker that looked once; remove the"
+        " phase's folder, so that it is taught again."
+    )
   config = CheckerConfig.from_json(metadata["checker"])
   shapes = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
   assets.check_shapes(params, shapes, str(name))

@@ -2,7 +2,7 @@
 
 An actor is called as (images u8[B, S, S, 3], prompts, probability f32[B, R],
 boxes, tried, key) and gives B Instructions, None where what it wrote is none;
-`tried` is a list of B lists of Instructions that it shall not repeat.
+`tried` is a list of B lists of Instructions that it should not repeat.
 """
 
 import jax
@@ -20,7 +20,7 @@ _sample = jax.jit(
 
 
 class Rules:
-  """The template of `rules.act` on what the detector finds."""
+  """The template of `rules.act`, drawn up to 8 times for something new."""
 
   def __call__(self, images, prompts, probability, boxes, tried, key):
     del images
@@ -87,7 +87,10 @@ class Learned:
 
 
 def _choices(prompt, tried):
-  """Token ids i32[N, T] of what may be written; the last fills the rows."""
+  """Token ids i32[N, T] of what may be written, all of it once all was tried.
+
+  The last one fills the rows. A swap told the other way round is another one.
+  """
   every = instructions.choices(grammar.parse(prompt))
   left = [choice for choice in every if choice not in tried] or every
   return instructions.encode(left + left[-1:] * (len(every) - len(left)))

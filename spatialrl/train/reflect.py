@@ -5,9 +5,11 @@ import pathlib
 from ml_collections import config_dict
 
 from spatialrl.flow.rollout import check_window
+from spatialrl.models.checker import CheckerConfig
 from spatialrl.rl.advantage import ADVANTAGES
 from spatialrl.rl.ppo import PPO
 from spatialrl.train import (
+    limits,
     reflect_actor,
     reflect_edit_grpo,
     reflect_eval,
@@ -46,12 +48,19 @@ def check(config):
   ):
     if value < least:
       raise ValueError(f"{field} is {value}; it must be at least {least}.")
-  for field, value in (
-      ("editor.start", config.editor.start),
-      ("checker.rendered", config.checker.rendered),
-  ):
-    if not 0 < value < 1:
-      raise ValueError(f"{field} is {value}; it must be between 0 and 1.")
+  start, share = config.editor.start, config.checker.rendered
+  if not 0 < start < 1:
+    raise ValueError(
+        f"editor.start is {start}; it must be between 0 and 1."
+    )
+  batch = config.checker.batch
+  if not 1 <= round(share * batch) <= batch:
+    raise ValueError(
+        f"checker.rendered is {share}; of a batch of {batch} at least one image"
+        " must be rendered, at most all."
+    )
+  limits.positive(config, ("actor_grpo.sharpen",))
+  CheckerConfig(**config.checker.model.to_dict())
   bind(ADVANTAGES, a.advantage, "advantage")
   bind(PPO, a.objective, "objective")
   bind_all(b)

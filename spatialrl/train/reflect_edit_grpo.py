@@ -36,11 +36,11 @@ _WORDS, _EDIT, _WINDOW = 7, 8, 9  # purposes of the run's key
 def editor_grpo(config, folder, mesh):
   """Phase B: edits that gain relations and keep the rest, the Actor frozen.
 
-  The Actor is that of phase A, drawn as the chain draws it, so the editor
-  practises what it will be told. A group is G paths for one image and
-  instruction. Signals are the Checker's mean probability
-  and minus the error outside of the region, before it is pasted over; the
-  advantage acts inside the region.
+  The Actor is that of phase A at temperature 1, with nothing tried yet, so the
+  editor practises what it will be told. A group is G paths for one image and
+  instruction. Signals are the Checker's mean probability and minus the error
+  outside of the region, before it is pasted over; the advantage acts inside
+  the region.
   """
   root = folder.parent
   check = load_checker(root)

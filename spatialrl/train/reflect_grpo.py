@@ -1,9 +1,9 @@
 """Phase A of Reflection-GRPO: the Actor learns what gains relations.
 
 That two separate phases train Actor and editor is RL-RIG's (arXiv:2602.19974,
-abstract); rewards, groups and clip ranges are ours, and so is that each phase
-starts from the parts as they were taught and does not see the other. Both judge
-by the Checker alone; the oracle trains neither.
+abstract); rewards, groups and clip ranges are ours, and so is the order: phase
+A has the editor as it was taught, phase B the Actor as phase A left it. Both
+judge by the Checker alone; the oracle trains neither.
 """
 
 import dataclasses

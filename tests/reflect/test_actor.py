@@ -117,7 +117,7 @@ def test_sharper_logits_are_a_lower_temperature(world, score, said):
   chosen, spread = score(params, context, said[0])
   by_two, less = score(actors.sharpened(params, 2.0), context, said[0])
   assert (less <= spread + 1e-6).all() and less.mean() < spread.mean()
-  # Log-odds double: compare the first words of two instructions.
+  # Log-odds double: compare the last words, where the two part.
   other, _ = score(params, context, said[1])
   doubled, _ = score(actors.sharpened(params, 2.0), context, said[1])
   np.testing.assert_allclose(

@@ -1,5 +1,7 @@
 """The Checker: what it is asked, what it is taught, and its network."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -151,16 +153,21 @@ def test_a_stored_checker_comes_back(made, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, weights, params)
   with pytest.raises(ValueError, match="are not those of a Checker"):
     models.load("reward.safetensors")
+  former = json.dumps({"size": 16, "channels": [4, 4], "width": 8})
+  models.assets.save(path, params, {"checker": former}, np.float32)
+  with pytest.raises(ValueError, match="of a Checker that looked once"):
+    models.load(path)
 
 
-def test_a_picture_that_cannot_be_halved_is_refused():
+def test_a_picture_that_cannot_be_cut_into_patches_is_refused():
   with pytest.raises(ValueError, match="size is 10 and channels"):
     models.CheckerConfig(size=10)
 
 
-def test_a_look_that_does_not_halve_is_refused():
-  with pytest.raises(ValueError, match="crop is 10 and look"):
-    models.CheckerConfig(crop=10)
+@pytest.mark.parametrize("field", [{"crop": 10}, {"crop": 0}, {"look": ()}])
+def test_a_look_that_does_not_halve_is_refused(field):
+  with pytest.raises(ValueError, match="crop is .* and look"):
+    models.CheckerConfig(**field)
 
 
 def test_a_crop_is_what_a_bilinear_resize_makes_of_the_square(rng):
@@ -188,7 +195,7 @@ def test_beyond_the_picture_there_is_nothing():
 
 
 def test_boxes_are_where_the_look_was(check, rng):
-  """A look cannot see further than its square, and its answer moves with it."""
+  """With nothing to add, a box is the usual one of the square of the look."""
   images = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
   things, _ = checker.asked([PROMPT] * 2)
   params = check.params | {"look": check.params["look"] | {
@@ -197,7 +204,11 @@ def test_boxes_are_where_the_look_was(check, rng):
   pixels = images.astype(np.float32) / 127.5 - 1
   seen = models.apply(check.config, params, pixels, things)
   glance, boxes = np.asarray(seen.glance_boxes), np.asarray(seen.boxes)
-  np.testing.assert_allclose(  # with nothing to add, the middles agree
+  np.testing.assert_allclose(
       boxes[..., :2] + boxes[..., 2:], glance[..., :2] + glance[..., 2:],
       atol=1e-5,
   )
+  half = np.clip((glance[..., 2:] - glance[..., :2]).max(-1) / 2, 0, 0.5)
+  reach = np.maximum(1.6 * half, 0.1)
+  sides = np.repeat(1.2 * reach[..., None], 2, -1)
+  np.testing.assert_allclose(boxes[..., 2:] - boxes[..., :2], sides, atol=1e-5)

@@ -127,7 +127,9 @@ def test_a_record_a_system_seed_and_round(done):
     ("actor_grpo.group", 1, "actor_grpo.group is 1; it must be at least 2"),
     ("editor_grpo.rollout.window", 4, "rollout.window is 4"),
     ("editor_grpo.credit.name", "map", "credit.name is 'map'"),
-    ("checker.rendered", 1.0, "checker.rendered is 1.0; it must be between 0"),
+    ("checker.rendered", 0.05, "checker.rendered is 0.05; of a batch of 8"),
+    ("checker.model.crop", 9, "crop is 9 and look"),
+    ("actor_grpo.sharpen", 0.0, "actor_grpo.sharpen is 0.0; it must be above"),
     ("editor.start", 1.5, "editor.start is 1.5; it must be between 0 and 1"),
 ])
 def test_what_cannot_work_is_refused_before_it_starts(
