@@ -72,6 +72,20 @@ def test_the_best_image_is_returned_and_what_rounds_start_from():
   assert [rows[0] for rows in parts.tried] == [[], [], [TOLD], []]
 
 
+def test_every_image_is_told_what_was_tried_on_it():
+  parts = Parts([0] * 4)
+
+  def act(images, prompts, probability, boxes, tried, key):
+    parts.tried.append(tried)
+    return [Instruction("shrink", prompt) for prompt in prompts]
+
+  parts.act = act
+  run(pictures(10, 80, 30, 20), parts, rounds=2, batch=2)
+  a, c, d = ([Instruction("shrink", PROMPTS[i])] for i in (0, 2, 3))
+  # Row 1 is accepted; row 3 fills a batch of its own, twice.
+  assert parts.tried == [[[], []], [[], []], [a, c], [d, d]]
+
+
 def test_an_edit_that_gains_nothing_does_not_replace_the_image():
   done = run(pictures(30), Parts([0]), rounds=1)
   assert done[1].best.tolist() == [0]
