@@ -12,6 +12,7 @@ from experiments.leaderboard import runs
 from experiments.overlap import measure
 from experiments.rl_rig import __main__ as rl_rig
 from experiments.star import overhead
+from spatialrl.train.reflect import PHASES
 
 
 @pytest.mark.parametrize("module", [measure, overhead])
@@ -65,11 +66,10 @@ def test_differences_are_of_the_same_seed():
 
 def test_later_seeds_take_what_the_first_was_taught(monkeypatch, tmp_path):
   monkeypatch.setattr(subprocess, "run", lambda command, check: None)
-  (tmp_path / "seed0/editor").mkdir(parents=True)
-  for name in ("diffuser", "drawn", "checker"):
-    (tmp_path / "seed0" / name).mkdir()
-  (tmp_path / "seed0/actor").mkdir()
-  (tmp_path / "seed0/editor/editor.safetensors").write_text("weights")
+  for name in ("diffuser", "editor", "drawn", "checker", "actor"):
+    made = tmp_path / "seed0" / name / PHASES[name][1]
+    made.parent.mkdir(parents=True)
+    made.write_text("weights")
   args = types.SimpleNamespace(seeds=[0, 1], overrides=[])
   rl_rig.one_seed(tmp_path, 1, args)
   copied = tmp_path / "seed1/editor/editor.safetensors"

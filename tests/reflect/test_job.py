@@ -44,13 +44,13 @@ def workdir(tmp_path_factory):
   editor, weights = editors.from_policy(policy, params, 0.7, jax.random.key(1))
   checker = checkers.CheckerConfig(**config.checker.model.to_dict())
   actor = actors.ActorConfig(**config.actor.model.to_dict())
+  sees = random_like(lambda key: checkers.init(checker, key), 0.4)
+  # What is not seen has no region, and an edit would change nothing.
+  sees["look"]["sight"]["bias"][0] = 2.0
   files = {
       "diffuser/policy": (params, {"policy": policy.to_json()}),
       "editor/editor": (jax.device_get(weights), {"editor": editor.to_json()}),
-      "checker/checker": (
-          random_like(lambda key: checkers.init(checker, key), 0.4),
-          {"checker": checker.to_json()},
-      ),
+      "checker/checker": (sees, {"checker": checker.to_json()}),
       "actor/actor": (
           random_like(lambda key: actors.init(actor, key)),
           {"actor": actor.to_json()},
