@@ -151,7 +151,7 @@ def get_config(arg=""):
       "prompts": 512,
       "rounds": 3,
       "batch": 64,
-      # Of an Actor's draws, each the best of 0, 0.5, 1 on training prompts.
+      # Of an Actor's draws, each the best of those tried on training prompts.
       "temperature": {"actor": 0.0, "actor_grpo": 1.0},
       "sampling": c.drawn.sampling.to_dict(),
       "edit": edit,

@@ -71,7 +71,6 @@ def run(
   scores, edits = [checkers.score(probability)], np.zeros(count, int)
   done = [Round(images, probability, [None] * count, None,
                 np.zeros(count, int), edits)]
-  tried = [[] for _ in range(count)]
   for k in range(1, rounds + 1):
     images = returned([r.image for r in done], done[-1].best)
     probability = returned([r.probability for r in done], done[-1].best)
@@ -86,7 +85,7 @@ def run(
       boxes = detect(images[rows], asked)
       said = act(
           images[rows], asked, probability[rows], boxes,
-          [tried[i] for i in rows], act_key,
+          [tried(done, i) for i in rows], act_key,
       )
       edited, opened = edit(images[rows], said, boxes, edit_key, rows)
       checked = check(edited, asked)
@@ -98,12 +97,14 @@ def run(
     scores.append(checkers.score(probability))
     edits = edits + np.array([t is not None for t in told])
     best = np.argmax(np.stack(scores), axis=0)
-    tried = [
-        [] if best[i] == k else tried[i] + [t] * (t is not None)
-        for i, t in enumerate(told)
-    ]
     done.append(Round(images, probability, told, region, best, edits))
   return done
+
+
+def tried(done, i):
+  """Instructions that did not better what row i of a chain would return."""
+  since = done[done[-1].best[i] + 1 :]
+  return [r.told[i] for r in since if r.told[i] is not None]
 
 
 def returned(values, best):
